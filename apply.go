@@ -1,0 +1,294 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Apply implements [Target]. For each table: delete the rows whose keys changed, insert the rows that have
+// these keys now. All deletions of a table come before its insertions, so values of unique columns may
+// move between rows; foreign keys are silent, so the order of tables does not matter.
+func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) error {
+	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+		// What is acknowledged here is trimmed on the source: it has to be on disk.
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+			return err
+		}
+		if err := p.silence(ctx, tx); err != nil {
+			return err
+		}
+		if err := truncateAll(ctx, tx, round); err != nil {
+			return err
+		}
+		var applied int64
+		for _, c := range round.Changes {
+			if c.Rows == 0 {
+				continue
+			}
+			n, err := applyTable(ctx, tx, snap, c)
+			if err != nil {
+				return err
+			}
+			applied += n
+		}
+		for _, t := range round.Joining {
+			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.tables SET state = 'live' WHERE id = $1`, t.ID); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET position = $1`, snap.Position().String()); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.progress SET rounds = rounds + 1, rows_applied = rows_applied + $1`, applied)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("apply a round: %w", err)
+	}
+	return nil
+}
+
+// truncateAll empties what was truncated on the source: in one statement, since tables that refer to each
+// other can only be truncated together.
+func truncateAll(ctx context.Context, tx pgx.Tx, round Round) error {
+	var names []string
+	for _, c := range round.Changes {
+		for _, r := range c.Truncated {
+			if r.ID == c.Table.ID {
+				names = append(names, c.Table.Only())
+			} else {
+				names = append(names, r.Ident())
+			}
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `TRUNCATE `+strings.Join(names, ", "))
+	if err != nil {
+		return fmt.Errorf("truncate: %w", err)
+	}
+	return nil
+}
+
+func applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
+	t := c.Table
+	ops, err := keyEquals(ctx, tx, t)
+	if err != nil {
+		return 0, err
+	}
+	keys := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
+	// The table's own key types and collations; nothing of it outlives the transaction.
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_%d ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`,
+		t.ID, t.keyList(""), t.Only())); err != nil {
+		return 0, fmt.Errorf("stage keys of %s: %w", t, err)
+	}
+	_, err = stream(ctx,
+		func(ctx context.Context, w io.Writer) error {
+			_, err := snap.CopyKeys(ctx, t, c.Since, w)
+			return err
+		},
+		func(ctx context.Context, r io.Reader) (int64, error) {
+			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, keys, t.keyList("")), r)
+		})
+	if err != nil {
+		return 0, fmt.Errorf("stage keys of %s: %w", t, err)
+	}
+	deleted, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s AS t USING %s AS k WHERE %s`, t.Only(), keys, matchKey(t, ops, "t.", "k.")))
+	if err != nil {
+		return 0, fmt.Errorf("delete changed rows of %s: %w", t, err)
+	}
+	inserted, err := stream(ctx,
+		func(ctx context.Context, w io.Writer) error {
+			_, err := snap.CopyRows(ctx, t, c.Since, w)
+			return err
+		},
+		func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx, t, r) })
+	if err != nil {
+		return 0, fmt.Errorf("insert changed rows of %s: %w", t, err)
+	}
+	return max(deleted.RowsAffected(), inserted), nil
+}
+
+// Switch implements [Target].
+func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
+	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+		for _, s := range final.Sequences {
+			if _, err := tx.Exec(ctx, `SELECT setval($1::regclass, $2, $3)`, s.Ident(), s.LastValue, s.IsCalled); err != nil {
+				return fmt.Errorf("set sequence %s: %w", s.Relation, err)
+			}
+		}
+		var path string
+		if err := tx.QueryRow(ctx, `SELECT current_setting('search_path')`).Scan(&path); err != nil {
+			return err
+		}
+		if err := create(ctx, tx, final.Objects); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
+			return err
+		}
+		if err := captureTarget(ctx, tx, final.Tables); err != nil {
+			return err
+		}
+		report, err := final.Report.encode()
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = ''`, report); err != nil {
+			return err
+		}
+		return advance(ctx, tx, PhaseReplicating, PhaseSwitched, "the target is complete; writes on the source are refused")
+	})
+	if err != nil {
+		return fmt.Errorf("complete the target: %w", err)
+	}
+	return nil
+}
+
+// captureTarget makes what is written on the target after the switch leave its keys, so that a revert knows
+// what was written. Not ALWAYS: should the migrator apply changes again, they must not count.
+func captureTarget(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+	var b strings.Builder
+	b.WriteString(`
+		CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL);
+		CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+		BEGIN
+			INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
+			RETURN NULL;
+		END $$;`)
+	for _, t := range tables {
+		ops, err := keyEquals(ctx, tx, t)
+		if err != nil {
+			return err
+		}
+		c := buildCapture(t, ops, false)
+		b.WriteString(c.prepare)
+		b.WriteString(c.attach)
+	}
+	if _, err := tx.Exec(ctx, b.String()); err != nil {
+		return fmt.Errorf("capture writes on the target: %w", err)
+	}
+	return nil
+}
+
+// Revert implements [Target].
+func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, touch func(context.Context, *Table, io.Reader, bool) error) error {
+	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+		names := make([]string, len(tables))
+		for i, t := range tables {
+			names[i] = t.Only()
+		}
+		if len(names) > 0 {
+			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE `+strings.Join(names, ", ")+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+				return fmt.Errorf("lock out writers of the target: %w", err)
+			}
+		}
+		written, err := writtenOnTarget(ctx, tx, tables)
+		if err != nil {
+			return err
+		}
+		if len(written) > 0 && !force {
+			return revertRefused(written)
+		}
+		for _, w := range written {
+			_, err := stream(ctx,
+				func(ctx context.Context, out io.Writer) error {
+					_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.keyList(""), logName(w.table.ID)), out)
+					return err
+				},
+				func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
+			if err != nil {
+				return err
+			}
+		}
+		return undoSwitch(ctx, tx, tables)
+	})
+	if refused := new(RefusedError); errors.As(err, &refused) {
+		return refused
+	}
+	if err != nil {
+		return fmt.Errorf("revert: %w", err)
+	}
+	return nil
+}
+
+type writtenTable struct {
+	table     *Table
+	keys      int64
+	truncated bool
+}
+
+// writtenOnTarget lists the tables that were written to since the switch.
+func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]writtenTable, error) {
+	var list []writtenTable
+	for _, t := range tables {
+		w := writtenTable{table: t}
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s) AS k)`, t.keyList(""), logName(t.ID))).Scan(&w.keys)
+		if err != nil {
+			return nil, err
+		}
+		relations := make([]string, 0, len(t.Leaves)+1)
+		for _, r := range t.relations() {
+			relations = append(relations, r.Ident())
+		}
+		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid = ANY ($1::text[]::regclass[]))`, relations).Scan(&w.truncated)
+		if err != nil {
+			return nil, err
+		}
+		if w.keys > 0 || w.truncated {
+			list = append(list, w)
+		}
+	}
+	return list, nil
+}
+
+func revertRefused(written []writtenTable) error {
+	var rows int64
+	var names []string
+	for _, w := range written {
+		rows += w.keys
+		names = append(names, w.table.String())
+	}
+	const most = 10
+	if len(names) > most {
+		names = append(names[:most], fmt.Sprintf("and %d more", len(names)-most))
+	}
+	e := refuse("revert", "%d rows were written on the target since the switch (%s): they would stay behind, since this version does not carry them back. "+
+		"Force the revert to go back without them; the target then follows the source again.", rows, strings.Join(names, ", "))
+	e.CanForce = true
+	return e
+}
+
+// undoSwitch takes back what the switch created, so that changes can be applied again.
+func undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+	rows, err := tx.Query(ctx, `SELECT undo FROM heroku_migrator.objects WHERE stage = 'switch' AND state = 'done' AND undo <> '' ORDER BY id DESC`)
+	if err != nil {
+		return err
+	}
+	undo, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, sql := range undo {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	var b strings.Builder
+	for _, t := range tables {
+		fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION heroku_migrator.capture_%[1]d_old() CASCADE; DROP TABLE %[2]s;`, t.ID, logName(t.ID))
+	}
+	b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;
+		UPDATE heroku_migrator.objects SET state = 'pending' WHERE stage = 'switch' AND state = 'done';`)
+	if _, err := tx.Exec(ctx, b.String()); err != nil {
+		return err
+	}
+	// pending stays: the source's fence has still to be lifted.
+	return advance(ctx, tx, PhaseSwitched, PhaseReplicating, "reverted: the source takes writes again")
+}

@@ -1,0 +1,95 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+)
+
+// CaptureConfig configures [Capture]. The zero value is good.
+type CaptureConfig struct {
+	Logger *slog.Logger
+	// OnEvent is called when a table is captured, and when a transaction is in the way.
+	OnEvent func(Event)
+}
+
+// Capture records the source's tables in the journal and installs capture on each (I1). A table that a
+// transaction holds is tried again later, with growing pauses, while others go on; each try makes
+// writers wait for less than a second. It returns when every table is captured, or the context is done.
+func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) error {
+	log := logger(cfg.Logger)
+	journal := dst.Journal()
+	tables, err := journal.Tables(ctx)
+	if err != nil {
+		return err
+	}
+	if len(tables) == 0 {
+		cat, err := src.Catalog(ctx)
+		if err != nil {
+			return err
+		}
+		if err := journal.AddTables(ctx, cat.Tables); err != nil {
+			return err
+		}
+		if tables, err = journal.Tables(ctx); err != nil {
+			return err
+		}
+	}
+	var todo []*Table
+	for _, t := range tables {
+		if !t.Captured {
+			todo = append(todo, t.Table)
+		}
+	}
+	for attempt := 1; len(todo) > 0; attempt++ {
+		var busy []*Table
+		for _, t := range todo {
+			err := src.Capture(ctx, t)
+			if errors.Is(err, ErrBusy) && ctx.Err() == nil {
+				busy = append(busy, t)
+				message := fmt.Sprintf("waiting for a lock to capture %s: %v", t, err)
+				log.WarnContext(ctx, message, "attempt", attempt)
+				notify(cfg.OnEvent, Event{Kind: EventWaiting, Phase: PhaseConfiguring, Table: t, Message: message})
+				if err := journal.SetMessage(ctx, message); err != nil {
+					return err
+				}
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := journal.MarkCaptured(ctx, t); err != nil {
+				return err
+			}
+			log.InfoContext(ctx, "capture installed", "table", t.String())
+			notify(cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseConfiguring, Table: t, Message: t.String() + ": changes are captured"})
+		}
+		todo = busy
+		if len(todo) > 0 {
+			if err := sleep(ctx, backoff(attempt, time.Second, 10*time.Second)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// backoff is how long to wait after the given number of failures: doubling, at most most, with jitter.
+func backoff(attempt int, first, most time.Duration) time.Duration {
+	d := min(first<<min(attempt-1, 16), most)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // jitter, not a secret
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,134 @@
+package migrator
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// userRelations is the condition, on pg_class c and pg_namespace n, for relations that users made.
+const userRelations = `
+	n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'heroku_migrator')
+	AND n.nspname NOT LIKE 'pg\_temp\_%' AND n.nspname NOT LIKE 'pg\_toast\_temp\_%'
+	AND NOT EXISTS (SELECT 1 FROM pg_depend d
+		WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')`
+
+// One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
+// nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
+const catalogSQL = `
+SELECT json_build_object(
+	'id', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'rows', greatest(c.reltuples, 0)::int8,
+	'kind', CASE
+		WHEN c.relkind = 'p' THEN 'partitioned'
+		WHEN EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'inherited'
+		ELSE 'ordinary' END,
+	'columns', coalesce((
+		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
+			'not_null', a.attnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
+		FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
+	'key', coalesce((
+		SELECT (SELECT json_agg(a.attname ORDER BY k.n)
+		        FROM unnest(x.indkey[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, n)
+		        JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att)
+		FROM pg_index x
+		WHERE x.indrelid = c.oid AND x.indisunique AND x.indisvalid AND x.indpred IS NULL AND x.indexprs IS NULL
+		  AND NOT EXISTS (
+			SELECT 1 FROM unnest(x.indkey[0:x.indnkeyatts - 1], x.indcollation[0:x.indnkeyatts - 1]) AS k(att, coll)
+			JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att
+			WHERE NOT a.attnotnull OR a.attcollation <> k.coll)
+		ORDER BY x.indisprimary DESC, x.indimmediate DESC, x.indnkeyatts, x.indexrelid LIMIT 1), '[]'),
+	'leaves', coalesce((
+		SELECT json_agg(json_build_object('id', l.oid::int8, 'schema', ln.nspname, 'name', l.relname,
+			'filenode', pg_relation_filenode(l.oid)::int8,
+			'pages', pg_relation_size(l.oid) / current_setting('block_size')::int, 'bytes', pg_table_size(l.oid))
+			ORDER BY l.oid)
+		FROM (SELECT c.oid AS relid WHERE c.relkind = 'r'
+		      UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf AND t.relid <> c.oid) r
+		JOIN pg_class l ON l.oid = r.relid AND l.relkind = 'r'
+		JOIN pg_namespace ln ON ln.oid = l.relnamespace), '[]'))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND` + userRelations + `
+ORDER BY c.oid`
+
+// Catalog implements [Source].
+func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
+	var cat Catalog
+	err := pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, catalogSQL)
+		if err != nil {
+			return err
+		}
+		cat.Tables, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Table, error) {
+			var text []byte
+			if err := row.Scan(&text); err != nil {
+				return nil, err
+			}
+			t := new(Table)
+			return t, json.Unmarshal(text, t)
+		})
+		if err != nil {
+			return err
+		}
+		cat.Sequences, err = listSequences(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the source's catalog: %w", err)
+	}
+	return &cat, nil
+}
+
+func listSequences(ctx context.Context, q querier) ([]Relation, error) {
+	rows, err := q.Query(ctx, `
+		SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND`+userRelations+` ORDER BY c.oid`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
+		err = row.Scan(&r.ID, &r.Schema, &r.Name)
+		return r, err
+	})
+}
+
+// keyEquals returns, for each key column, the operator by which the key's index tells values apart, in
+// full: OPERATOR(public.=) for a citext column. It is looked up on each side, since an extension may
+// live in another schema there.
+func keyEquals(ctx context.Context, q querier, t *Table) ([]string, error) {
+	var ops []string
+	err := q.QueryRow(ctx, `
+		SELECT (SELECT array_agg(format('OPERATOR(%I.%s)', on_.nspname, o.oprname) ORDER BY k.n)
+		        FROM unnest(x.indkey[0:x.indnkeyatts - 1], x.indclass[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, opc, n)
+		        JOIN pg_opclass oc ON oc.oid = k.opc
+		        JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopstrategy = 3
+		             AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
+		        JOIN pg_operator o ON o.oid = ao.amopopr JOIN pg_namespace on_ ON on_.oid = o.oprnamespace)
+		FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am am ON am.oid = i.relam AND am.amname = 'btree'
+		WHERE n.nspname = $1 AND c.relname = $2 AND x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL
+		  AND (SELECT array_agg(a.attname::text ORDER BY k.n)
+		       FROM unnest(x.indkey[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, n)
+		       JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att) = $3::text[]
+		ORDER BY x.indisprimary DESC, x.indisvalid DESC, x.indexrelid LIMIT 1`, t.Schema, t.Name, t.Key).Scan(&ops)
+	if err != nil {
+		return nil, fmt.Errorf("key of %s: %w", t, err)
+	}
+	if len(ops) != len(t.Key) {
+		return nil, fmt.Errorf("key of %s: operators not found", t)
+	}
+	return ops, nil
+}
+
+// matchKey returns the condition that two rows have the same key.
+func matchKey(t *Table, ops []string, left, right string) string {
+	var cond string
+	for i, k := range t.Key {
+		if i > 0 {
+			cond += " AND "
+		}
+		cond += left + quoteName(k) + " " + ops[i] + " " + right + quoteName(k)
+	}
+	return cond
+}

@@ -1,0 +1,233 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/heroku-migrator/migrator/internal/pgurl"
+)
+
+// HerokuConfig configures [OpenHeroku]. The zero value is good.
+type HerokuConfig struct {
+	// MaxConns bounds the connections to the source. Default: 10.
+	MaxConns int
+	// PgDump and PgRestore are the programs' paths. Default: the newest found, see [OpenHeroku].
+	PgDump, PgRestore string
+}
+
+// Heroku is a [Source] that captures changes by triggers: what a role without superuser rights and
+// without REPLICATION can do on Heroku Postgres, and on any other Postgres from version 13 on.
+type Heroku struct {
+	url   *pgurl.URL
+	pool  *pgxpool.Pool
+	tools dumpTools
+
+	mu       sync.Mutex
+	identity *Identity
+	claim    Claim
+}
+
+var _ Source = (*Heroku)(nil)
+
+// OpenHeroku prepares a source from its URL. It does not connect yet. A URL without sslmode gets
+// sslmode=require. pg_dump and pg_restore are looked for in PATH and where Debian, Ubuntu, Homebrew
+// and Heroku put them; the newest is taken.
+func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, error) {
+	url, err := pgurl.Parse(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 10
+	}
+	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
+		"search_path":                         "", // names come out in full
+		"lock_timeout":                        fmt.Sprint(lockTimeout.Milliseconds()),
+		"idle_in_transaction_session_timeout": "300000",
+		"default_transaction_read_only":       "off",
+	})
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	return &Heroku{url: url, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}, nil
+}
+
+// Close closes the connections.
+func (h *Heroku) Close() { h.pool.Close() }
+
+// Identify implements [Source].
+func (h *Heroku) Identify(ctx context.Context) (Identity, error) {
+	id, err := identify(ctx, h.pool, h.url)
+	if err != nil {
+		return id, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.identity = &id
+	return id, nil
+}
+
+// Claim implements [Source].
+func (h *Heroku) Claim(ctx context.Context, claim Claim, create bool) error {
+	err := pgx.BeginFunc(ctx, h.pool, func(tx pgx.Tx) error {
+		exists, err := schemaExists(ctx, tx)
+		if err != nil || (!exists && !create) {
+			return err
+		}
+		if !exists {
+			if _, err := tx.Exec(ctx, sourceSchema); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.migration (id) VALUES ($1)`, claim.Migration); err != nil {
+				return err
+			}
+		}
+		var migration string
+		var epoch int64
+		err = tx.QueryRow(ctx, `SELECT id::text, epoch FROM heroku_migrator.migration FOR UPDATE`).Scan(&migration, &epoch)
+		switch {
+		case err != nil:
+			return err
+		case migration != claim.Migration:
+			return refuse("run", "The source is being captured by another migration (%s): finish or abort that one first; if its target is gone, `heroku-migrate abort --force` removes what it left.", migration)
+		case epoch > claim.Epoch:
+			return ErrLostLead
+		}
+		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.migration SET epoch = $1`, claim.Epoch)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("claim the source: %w", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.claim = claim
+	return nil
+}
+
+// Our objects on the source, but for the logs and functions of each table.
+const sourceSchema = `
+CREATE SCHEMA heroku_migrator;
+CREATE TABLE heroku_migrator.migration (
+	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+	id       uuid NOT NULL,
+	epoch    bigint NOT NULL DEFAULT 0,
+	trimmed  text,
+	fenced   boolean NOT NULL DEFAULT false
+);
+CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL, key text[] NOT NULL);
+CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+	INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
+	RETURN NULL;
+END $$;
+CREATE FUNCTION heroku_migrator.fence() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN NULL;
+END $$;`
+
+// change runs a transaction that changes something of ours on the source. Its epoch is checked, and
+// stays the current one until the transaction ends (I6).
+func (h *Heroku) change(ctx context.Context, fn func(pgx.Tx) error) error {
+	h.mu.Lock()
+	claim := h.claim
+	h.mu.Unlock()
+	if claim.Migration == "" {
+		return ErrNotLeader
+	}
+	return pgx.BeginFunc(ctx, h.pool, func(tx pgx.Tx) error {
+		var current bool
+		err := tx.QueryRow(ctx, `
+			SELECT id = $1::uuid AND epoch = $2 FROM heroku_migrator.migration FOR SHARE`, claim.Migration, claim.Epoch).Scan(&current)
+		if err != nil {
+			return err
+		}
+		if !current {
+			return ErrLostLead
+		}
+		return fn(tx)
+	})
+}
+
+// lockBudget is the time that one attempt to lock tables may take in all. It is shorter than
+// deadlock_timeout: we give up before Postgres could choose the application as the victim of a
+// deadlock with us, and whoever queues behind us waits less than that (I7).
+func lockBudget(ctx context.Context, tx pgx.Tx) (time.Duration, error) {
+	var ms int64
+	err := tx.QueryRow(ctx, `SELECT extract(epoch FROM current_setting('deadlock_timeout')::interval)::numeric * 1000`).Scan(&ms)
+	return min(time.Duration(ms)*time.Millisecond*8/10, lockTimeout), err
+}
+
+// lockAgainstWriters takes SHARE ROW EXCLUSIVE locks, all within the lock budget. The error is
+// ErrBusy when they could not be had.
+func lockAgainstWriters(ctx context.Context, tx pgx.Tx, relations []string) error {
+	budget, err := lockBudget(ctx, tx)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d`,
+		budget.Milliseconds(), budget.Milliseconds()))
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `LOCK TABLE `+strings.Join(relations, ", ")+` IN SHARE ROW EXCLUSIVE MODE`)
+	if state := sqlState(err); state == "55P03" || state == "57014" || state == "40P01" {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `SET LOCAL statement_timeout = 0`)
+	return err
+}
+
+func schemaExists(ctx context.Context, q querier) (exists bool, err error) {
+	err = q.QueryRow(ctx, `SELECT to_regnamespace('heroku_migrator') IS NOT NULL`).Scan(&exists)
+	return exists, err
+}
+
+// querier is what pools, connections and transactions have in common.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// holders describes the sessions that hold locks on the relations which writers or our locks wait for.
+func holders(ctx context.Context, q querier, relations []Relation) string {
+	ids := make([]uint32, len(relations))
+	for i, r := range relations {
+		ids[i] = r.ID
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	rows, err := q.Query(ctx, `
+		SELECT DISTINCT coalesce(format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename,
+		         coalesce(nullif(a.application_name, ''), 'no application name'), round(extract(epoch FROM now() - a.xact_start))),
+		       format('the prepared transaction of virtual transaction %s', l.virtualtransaction))
+		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+		WHERE l.granted AND l.locktype = 'relation' AND l.relation = ANY ($1::oid[])
+		  AND l.mode IN ('RowExclusiveLock','ShareUpdateExclusiveLock','ShareLock','ShareRowExclusiveLock','ExclusiveLock','AccessExclusiveLock')
+		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		  AND l.pid IS DISTINCT FROM pg_backend_pid()`, ids)
+	if err != nil {
+		return ""
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	return "held by " + strings.Join(list, ", ")
+}
+
+var errNoKey = errors.New("it has no NOT NULL unique key")

@@ -1,0 +1,383 @@
+package migrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Journal is the migration's memory: a schema in the target database. All that a process has to know in
+// order to go on is in it, and everything in it was committed together with the rows it speaks of (I3).
+// Any process may read it and post commands; only the one that leads may write the rest.
+type Journal struct {
+	pool  *pgxpool.Pool
+	epoch atomic.Int64 // of the lead that this process has; 0: none
+}
+
+// NewJournal returns the journal in the database that the pool connects to.
+func NewJournal(pool *pgxpool.Pool) *Journal { return &Journal{pool: pool} }
+
+const journalSchema = `
+CREATE SCHEMA IF NOT EXISTS heroku_migrator;
+CREATE TABLE IF NOT EXISTS heroku_migrator.leader (
+	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+	epoch bigint NOT NULL, holder text NOT NULL, since timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
+	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+	id uuid NOT NULL DEFAULT gen_random_uuid(),
+	phase text NOT NULL DEFAULT 'starting', resume text NOT NULL DEFAULT '', run text NOT NULL DEFAULT 'running',
+	pending text NOT NULL DEFAULT '', goal text NOT NULL DEFAULT '',
+	started_at timestamptz NOT NULL DEFAULT clock_timestamp(), phase_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	switched_at timestamptz, completed_at timestamptz,
+	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
+	position text NOT NULL DEFAULT '', report jsonb);
+-- Apart from the migration's row, since it is written all the time.
+CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
+	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rounds bigint NOT NULL DEFAULT 0,
+	rows_applied bigint NOT NULL DEFAULT 0, seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE TABLE IF NOT EXISTS heroku_migrator.tables (
+	id bigint PRIMARY KEY, spec jsonb NOT NULL, state text NOT NULL DEFAULT 'pending', plan int NOT NULL DEFAULT 0,
+	captured boolean NOT NULL DEFAULT false, error text NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS heroku_migrator.chunks (
+	table_id bigint NOT NULL REFERENCES heroku_migrator.tables, no int NOT NULL, priority bigint NOT NULL, spec jsonb NOT NULL,
+	bytes bigint NOT NULL, done boolean NOT NULL DEFAULT false, rows bigint, stream_bytes bigint,
+	done_at timestamptz, PRIMARY KEY (table_id, no));
+CREATE INDEX IF NOT EXISTS chunks_todo ON heroku_migrator.chunks (priority, no) WHERE NOT done;
+CREATE TABLE IF NOT EXISTS heroku_migrator.objects (
+	id int PRIMARY KEY, stage text NOT NULL, type text NOT NULL, schema text NOT NULL, name text NOT NULL,
+	table_id bigint NOT NULL, sql text NOT NULL, undo text NOT NULL, state text NOT NULL, error text NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS heroku_migrator.commands (
+	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, name text NOT NULL, force boolean NOT NULL,
+	state text NOT NULL DEFAULT 'pending', posted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	alive_at timestamptz NOT NULL DEFAULT clock_timestamp(), finished_at timestamptz,
+	reasons text[] NOT NULL DEFAULT '{}', can_force boolean NOT NULL DEFAULT false, message text NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS heroku_migrator.events (
+	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	kind text NOT NULL, phase text NOT NULL, message text NOT NULL);`
+
+// State is the journal's main row.
+type State struct {
+	ID      string
+	Epoch   int64
+	Holder  string // who leads or led last: host and process
+	Phase   Phase
+	Resume  Phase // in PhaseError: the phase that failed
+	Run     RunState
+	Pending CommandName // CommandSwitch or CommandRevert while one is under way: found after a crash, it is undone or finished
+	Goal    Phase       // while cleaning up: PhaseCompleted or PhaseAborted
+
+	StartedAt, PhaseAt      time.Time
+	SwitchedAt, CompletedAt *time.Time
+	Error, Message          string
+	Position                Position
+	Report                  *SwitchReport
+
+	SyncedAt    *time.Time // the target holds everything that was committed on the source at this time
+	SyncedAge   float64    // seconds since, by the target's clock
+	RowsWaiting int64
+	Rounds      int64
+	RowsApplied int64
+}
+
+// TableStatus is what the journal says of a table.
+type TableStatus struct {
+	Table       *Table
+	State       TableState
+	Plan        int
+	Captured    bool
+	RowsCopied  int64
+	BytesCopied int64 // planned bytes of the chunks that are done
+	BytesTotal  int64
+	StreamBytes int64 // bytes that went over the wire
+	Chunks      int
+	ChunksDone  int
+	Error       string
+}
+
+func (j *Journal) exists(ctx context.Context) (exists bool, err error) {
+	err = j.pool.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.migration') IS NOT NULL`).Scan(&exists)
+	return exists, err
+}
+
+// State reads the main row. It fails with [ErrNoMigration] if there is no journal.
+func (j *Journal) State(ctx context.Context) (*State, error) {
+	exists, err := j.exists(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the journal: %w", err)
+	}
+	if !exists {
+		return nil, ErrNoMigration
+	}
+	var s State
+	var position string
+	var report []byte
+	err = j.pool.QueryRow(ctx, `
+		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
+		       error, message, position, report, p.synced_at,
+		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rounds, p.rows_applied
+		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
+		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
+			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &report, &s.SyncedAt, &s.SyncedAge, &s.RowsWaiting,
+			&s.Rounds, &s.RowsApplied)
+	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
+		return nil, ErrNoMigration
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the journal: %w", err)
+	}
+	if report != nil {
+		s.Report = new(SwitchReport)
+		if err := json.Unmarshal(report, s.Report); err != nil {
+			return nil, fmt.Errorf("read the journal: %w", err)
+		}
+	}
+	s.Position, err = ParsePosition(position)
+	return &s, err
+}
+
+// tx runs a transaction that is committed only while this process leads. The check comes last, so that
+// a transaction that takes long does not hold up the next leader: its row lock lives for one commit.
+func (j *Journal) tx(ctx context.Context, fn func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		if err := fn(tx); err != nil {
+			return err
+		}
+		return j.checkEpoch(ctx, tx)
+	})
+}
+
+func (j *Journal) checkEpoch(ctx context.Context, tx pgx.Tx) error {
+	mine := j.epoch.Load()
+	if mine == 0 {
+		return ErrNotLeader
+	}
+	var epoch int64
+	if err := tx.QueryRow(ctx, `SELECT epoch FROM heroku_migrator.leader FOR SHARE`).Scan(&epoch); err != nil {
+		return err
+	}
+	if epoch != mine {
+		return ErrLostLead
+	}
+	return nil
+}
+
+func (j *Journal) exec(ctx context.Context, what, sql string, args ...any) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sql, args...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("journal: %s: %w", what, err)
+	}
+	return nil
+}
+
+// Advance goes from one phase to the next.
+func (j *Journal) Advance(ctx context.Context, from, to Phase, message string) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error { return advance(ctx, tx, from, to, message) })
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+func advance(ctx context.Context, tx pgx.Tx, from, to Phase, message string) error {
+	if !from.CanFollow(to) {
+		return fmt.Errorf("phase %s cannot follow %s", to, from)
+	}
+	tag, err := tx.Exec(ctx, `
+		UPDATE heroku_migrator.migration SET phase = $2, resume = '', error = '', message = $3, phase_at = clock_timestamp(),
+			switched_at = CASE $2 WHEN 'switched' THEN clock_timestamp() WHEN 'replicating' THEN NULL ELSE switched_at END
+		WHERE phase = $1`, string(from), string(to), message)
+	if err != nil {
+		return err
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("the phase is not %s any more", from)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.events (kind, phase, message) VALUES ('phase', $1, $2)`, string(to), message)
+	return err
+}
+
+// Fail records that the phase failed in a way that needs a person.
+func (j *Journal) Fail(ctx context.Context, phase Phase, cause error) error {
+	return j.exec(ctx, "record the failure", `
+		UPDATE heroku_migrator.migration SET resume = CASE WHEN phase = 'error' THEN resume ELSE phase END, phase = 'error',
+			error = $1, phase_at = clock_timestamp() WHERE phase IN ('error', $2)`, cause.Error(), string(phase))
+}
+
+// SetRun pauses or resumes.
+func (j *Journal) SetRun(ctx context.Context, run RunState) error {
+	return j.exec(ctx, "set the state", `UPDATE heroku_migrator.migration SET run = $1`, string(run))
+}
+
+// SetPending notes that a switch or a revert begins, before anything of it is done.
+func (j *Journal) SetPending(ctx context.Context, name CommandName) error {
+	return j.exec(ctx, "note what begins", `UPDATE heroku_migrator.migration SET pending = $1`, string(name))
+}
+
+// SetGoal notes what cleaning up leads to, together with the phase.
+func (j *Journal) SetGoal(ctx context.Context, from, goal Phase, message string) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET goal = $1, run = 'running'`, string(goal)); err != nil {
+			return err
+		}
+		return advance(ctx, tx, from, PhaseCleaningUp, message)
+	})
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// SetMessage says in words what happens now.
+func (j *Journal) SetMessage(ctx context.Context, message string) error {
+	return j.exec(ctx, "set the message", `UPDATE heroku_migrator.migration SET message = $1 WHERE message <> $1`, message)
+}
+
+// Synced notes that the target holds everything that was committed on the source age ago.
+func (j *Journal) Synced(ctx context.Context, age time.Duration, waiting int64) error {
+	return j.exec(ctx, "note the lag", `UPDATE heroku_migrator.progress SET rows_waiting = $2, seen_at = clock_timestamp(),
+		synced_at = greatest(synced_at, clock_timestamp() - make_interval(secs => $1))`, age.Seconds(), waiting)
+}
+
+// AddTables records the tables to be moved. Those known already are left as they are.
+func (j *Journal) AddTables(ctx context.Context, tables []*Table) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		for _, t := range tables {
+			spec, err := json.Marshal(t)
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.tables (id, spec) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, t.ID, string(spec)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("journal: add tables: %w", err)
+	}
+	return nil
+}
+
+// MarkCaptured notes that the table's capture is committed on the source.
+func (j *Journal) MarkCaptured(ctx context.Context, table *Table) error {
+	return j.exec(ctx, "mark a table captured", `UPDATE heroku_migrator.tables SET captured = true WHERE id = $1`, table.ID)
+}
+
+// SetTable moves a table to another state.
+func (j *Journal) SetTable(ctx context.Context, table *Table, state TableState) error {
+	return j.exec(ctx, "set a table's state", `UPDATE heroku_migrator.tables SET state = $2 WHERE id = $1`, table.ID, string(state))
+}
+
+// Tables reads the tables with their progress.
+func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
+	rows, err := j.pool.Query(ctx, `
+		SELECT t.spec, t.state, t.plan, t.captured, t.error, coalesce(c.rows, 0), coalesce(c.copied, 0), c.total, coalesce(c.stream, 0),
+		       c.n, c.done
+		FROM heroku_migrator.tables t CROSS JOIN LATERAL (
+			SELECT sum(rows)::int8 AS rows, (sum(bytes) FILTER (WHERE done))::int8 AS copied, sum(bytes)::int8 AS total,
+			       sum(stream_bytes)::int8 AS stream, count(*) AS n, count(*) FILTER (WHERE done) AS done
+			FROM heroku_migrator.chunks WHERE table_id = t.id) c
+		ORDER BY t.id`)
+	if err != nil {
+		return nil, fmt.Errorf("journal: read tables: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s TableStatus, err error) {
+		var spec []byte
+		var total *int64
+		err = row.Scan(&spec, &s.State, &s.Plan, &s.Captured, &s.Error, &s.RowsCopied, &s.BytesCopied, &total, &s.StreamBytes, &s.Chunks, &s.ChunksDone)
+		if err != nil {
+			return s, err
+		}
+		s.Table = new(Table)
+		if err := json.Unmarshal(spec, s.Table); err != nil {
+			return s, err
+		}
+		s.BytesTotal = s.Table.Bytes()
+		if total != nil {
+			s.BytesTotal = *total
+		}
+		return s, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("journal: read tables: %w", err)
+	}
+	return list, nil
+}
+
+// AddObjects records the source's schema.
+func (j *Journal) AddObjects(ctx context.Context, objects []SchemaObject) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "objects"},
+			[]string{"id", "stage", "type", "schema", "name", "table_id", "sql", "undo", "state"},
+			pgx.CopyFromSlice(len(objects), func(i int) ([]any, error) {
+				o := objects[i]
+				return []any{o.ID, string(o.Stage), o.Type, o.Schema, o.Name, int64(o.Table), o.SQL, o.Undo, string(o.State)}, nil
+			}))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("journal: add objects: %w", err)
+	}
+	return nil
+}
+
+// Objects reads the schema, in the order of creation.
+func (j *Journal) Objects(ctx context.Context) ([]SchemaObject, error) {
+	rows, err := j.pool.Query(ctx, `SELECT id, stage, type, schema, name, table_id, sql, undo, state, error FROM heroku_migrator.objects ORDER BY id`)
+	if err != nil {
+		return nil, fmt.Errorf("journal: read objects: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o SchemaObject, err error) {
+		err = row.Scan(&o.ID, &o.Stage, &o.Type, &o.Schema, &o.Name, &o.Table, &o.SQL, &o.Undo, &o.State, &o.Error)
+		return o, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("journal: read objects: %w", err)
+	}
+	return list, nil
+}
+
+// MarkObject records what became of an object.
+func (j *Journal) MarkObject(ctx context.Context, id int, state ObjectState, reason string) error {
+	return j.exec(ctx, "mark an object", `UPDATE heroku_migrator.objects SET state = $2, error = $3 WHERE id = $1`, id, string(state), reason)
+}
+
+// Record adds an event to the timeline.
+func (j *Journal) Record(ctx context.Context, e Event) error {
+	return j.exec(ctx, "record an event", `
+		INSERT INTO heroku_migrator.events (kind, phase, message) SELECT $1, phase, $2 FROM heroku_migrator.migration`, string(e.Kind), e.Message)
+}
+
+// Drop removes the journal: the migration's last act.
+func (j *Journal) Drop(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		if err := j.checkEpoch(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DROP SCHEMA heroku_migrator CASCADE`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("journal: remove it: %w", err)
+	}
+	return nil
+}
+
+// SetReport stores what the last switch did.
+func (j *Journal) SetReport(ctx context.Context, report SwitchReport) error {
+	text, err := report.encode()
+	if err != nil {
+		return err
+	}
+	return j.exec(ctx, "store the report", `UPDATE heroku_migrator.migration SET report = $1`, text)
+}

@@ -1,0 +1,133 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// leadLock is the key of the advisory lock that the leader holds on the target database.
+const leadLock = 0x6865726f6b752d6d // "heroku-m"
+
+// Lead is the right to move a migration forward. One process at most has it. It ends with Release, with
+// the process, or with the connection that holds it.
+type Lead struct {
+	Epoch   int64
+	conn    *pgx.Conn
+	lost    chan struct{}
+	stop    context.CancelFunc
+	stopped chan struct{}
+	journal *Journal
+}
+
+// TryLead takes the lead if no process has it; it returns nil, nil if one has. create makes the journal if
+// there is none; without it, [ErrNoMigration] is returned then.
+//
+// Two things make it safe. A session-level advisory lock says who leads; it is gone at once when the
+// process dies. The epoch, which every taking of the lead increases, is checked by each transaction of
+// the leader: one that has lost its lock without noticing cannot commit any more (I6).
+func (j *Journal) TryLead(ctx context.Context, create bool) (*Lead, error) {
+	conn, err := pgx.ConnectConfig(ctx, j.pool.Config().ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("take the lead: %w", err)
+	}
+	lead, err := j.tryLead(ctx, conn, create)
+	if lead == nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+	}
+	if err != nil && !errors.Is(err, ErrNoMigration) {
+		return nil, fmt.Errorf("take the lead: %w", err)
+	}
+	return lead, err
+}
+
+func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Lead, error) {
+	// A leader cut off from the network loses its lock when its keepalives fail.
+	if err := applySettings(ctx, conn, map[string]string{"idle_in_transaction_session_timeout": "60000"}); err != nil {
+		return nil, err
+	}
+	var got bool
+	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(leadLock)).Scan(&got); err != nil || !got {
+		return nil, err
+	}
+	exists, err := j.exists(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !exists && !create {
+		return nil, ErrNoMigration
+	}
+	host, _ := os.Hostname() // only to tell people who leads
+	holder := fmt.Sprintf("%s, process %d", host, os.Getpid())
+	var epoch int64
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if !exists {
+			if _, err := tx.Exec(ctx, journalSchema); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `
+				INSERT INTO heroku_migrator.migration DEFAULT VALUES ON CONFLICT DO NOTHING;
+				INSERT INTO heroku_migrator.progress DEFAULT VALUES ON CONFLICT DO NOTHING;`); err != nil {
+				return err
+			}
+		}
+		return tx.QueryRow(ctx, `
+			INSERT INTO heroku_migrator.leader AS l (epoch, holder) VALUES (1, $1)
+			ON CONFLICT (only_row) DO UPDATE SET epoch = l.epoch + 1, holder = $1, since = clock_timestamp()
+			RETURNING epoch`, holder).Scan(&epoch)
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Commands that a dead leader had begun: what they left is undone or finished before anything else.
+	_, err = conn.Exec(ctx, `
+		UPDATE heroku_migrator.commands SET state = 'failed', finished_at = clock_timestamp(),
+			message = 'the process that carried it out was interrupted; see status for where the migration stands'
+		WHERE state = 'running'`)
+	if err != nil {
+		return nil, err
+	}
+	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
+	lead := &Lead{Epoch: epoch, conn: conn, lost: make(chan struct{}), stop: stop, stopped: make(chan struct{}), journal: j}
+	j.epoch.Store(epoch)
+	go lead.watch(watch)
+	return lead, nil
+}
+
+// watch notices that the connection which holds the lock is gone.
+func (l *Lead) watch(ctx context.Context) {
+	defer close(l.stopped)
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			ping, cancel := context.WithTimeout(ctx, 20*time.Second)
+			err := l.conn.Ping(ping)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				close(l.lost)
+				return
+			}
+		}
+	}
+}
+
+// Lost is closed when the lead was lost.
+func (l *Lead) Lost() <-chan struct{} { return l.lost }
+
+// Release gives the lead up. It may be called more than once.
+func (l *Lead) Release() {
+	l.stop()
+	<-l.stopped
+	l.journal.epoch.CompareAndSwap(l.Epoch, 0)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = l.conn.Close(ctx) // the server frees the lock when the connection goes, whatever this says
+}

@@ -1,0 +1,399 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Config configures a [Migrator]. Source and Target are required; the zero values of the rest are good.
+type Config struct {
+	Source Source
+	Target Target
+	Logger *slog.Logger
+
+	Preflight PreflightConfig
+	Copy      CopyConfig
+	Indexes   IndexConfig
+	Replicate ReplicateConfig
+	Cutover   CutoverConfig
+
+	// RetryFor is how long Run tries again when something fails that may go away by itself, such as lost
+	// connections, before it gives up. Default: 30 minutes since the last success.
+	RetryFor time.Duration
+}
+
+// Migrator composes the phases: it walks them one after the other, as far as the journal says it has not
+// come yet, and carries out commands meanwhile. Its methods may be called concurrently, in any number of
+// processes; one of them leads.
+type Migrator struct {
+	cfg     Config
+	log     *slog.Logger
+	journal *Journal
+	events  events
+	leading atomic.Bool
+}
+
+// New returns a migrator. It does not connect.
+func New(cfg Config) (*Migrator, error) {
+	if cfg.Source == nil || cfg.Target == nil {
+		return nil, errors.New("migrator: Config.Source and Config.Target are required")
+	}
+	if cfg.RetryFor <= 0 {
+		cfg.RetryFor = 30 * time.Minute
+	}
+	m := &Migrator{cfg: cfg, log: logger(cfg.Logger), journal: cfg.Target.Journal()}
+	m.chain(&m.cfg.Copy.OnEvent, &m.cfg.Copy.Logger)
+	m.chain(&m.cfg.Indexes.OnEvent, &m.cfg.Indexes.Logger)
+	m.chain(&m.cfg.Replicate.OnEvent, &m.cfg.Replicate.Logger)
+	m.chain(&m.cfg.Cutover.OnEvent, &m.cfg.Cutover.Logger)
+	return m, nil
+}
+
+// chain makes a phase's events and log lines ours too.
+func (m *Migrator) chain(on *func(Event), log **slog.Logger) {
+	theirs := *on
+	*on = func(e Event) {
+		m.publish(e)
+		notify(theirs, e)
+	}
+	if *log == nil {
+		*log = m.log
+	}
+}
+
+// Subscribe returns a channel of events with room for buffer of them, and a function that ends the
+// subscription and closes the channel. A listener that is slow misses events, and sees how many.
+func (m *Migrator) Subscribe(buffer int) (<-chan Event, func()) { return m.events.subscribe(buffer) }
+
+func (m *Migrator) publish(e Event) { m.events.publish(e) }
+
+// Preflight runs [Preflight] with the migrator's configuration.
+func (m *Migrator) Preflight(ctx context.Context) (*Report, error) {
+	return Preflight(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Preflight)
+}
+
+// Until says where Run stops.
+type Until string
+
+// The places to stop at. Run does not switch by itself: that is a command.
+const (
+	UntilInSync    Until = "in-sync"
+	UntilSwitched  Until = "switched"
+	UntilCompleted Until = "completed"
+)
+
+// ErrEnded is returned by Run when another process completed or aborted the migration meanwhile.
+var ErrEnded = errors.New("the migration was completed or aborted by another process")
+
+// ErrAborted is returned by Run when the migration was aborted while it ran.
+var ErrAborted = errors.New("the migration was aborted")
+
+// Run starts the migration, or goes on where it stands, and carries out commands, until the migration has
+// come to the place given, or was completed or aborted, or the context is done. While another process
+// leads, it waits.
+//
+// What fails and may go away by itself is tried again. What needs a person is recorded as phase error
+// and returned: a [*RefusedError] for a precondition that does not hold. Another Run tries it again.
+func (m *Migrator) Run(ctx context.Context, until Until) error {
+	seen := false
+	for attempt, since := 1, time.Now(); ; attempt++ {
+		began := time.Now()
+		err := m.runOnce(ctx, until, &seen)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return errors.Join(err, ctx.Err())
+		case errors.Is(err, ErrNoMigration):
+			return ErrEnded
+		case !Retryable(err):
+			return err
+		}
+		if time.Since(began) > time.Minute {
+			attempt, since = 1, time.Now()
+		}
+		if time.Since(since) > m.cfg.RetryFor {
+			return fmt.Errorf("given up after %s: %w", m.cfg.RetryFor, err)
+		}
+		pause := backoff(attempt, 500*time.Millisecond, 30*time.Second)
+		m.log.WarnContext(ctx, "trying again", "in", pause.Round(time.Millisecond), "error", err)
+		m.publish(Event{Kind: EventWaiting, Message: err.Error()})
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+func (m *Migrator) runOnce(ctx context.Context, until Until, seen *bool) error {
+	lead, err := m.waitForLead(ctx, seen)
+	if err != nil {
+		return err
+	}
+	m.leading.Store(true)
+	defer m.leading.Store(false)
+	defer lead.Release()
+	if err := m.begin(ctx, lead); err != nil {
+		return err
+	}
+	return m.loop(ctx, lead, until)
+}
+
+// waitForLead takes the lead as soon as no process has it. Only one that never saw a journal makes one: the
+// migration of another process may end while this one waits.
+func (m *Migrator) waitForLead(ctx context.Context, seen *bool) (*Lead, error) {
+	for told := false; ; {
+		if !*seen {
+			exists, err := m.journal.exists(ctx)
+			if err != nil {
+				return nil, err
+			}
+			*seen = exists
+		}
+		lead, err := m.journal.TryLead(ctx, !*seen)
+		if err != nil || lead != nil {
+			*seen = *seen || lead != nil
+			return lead, err
+		}
+		*seen = true
+		if !told {
+			told = true
+			m.log.InfoContext(ctx, "another process leads this migration; waiting to take over")
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// begin is what every leader does first: make its epoch known on the source too, and finish or undo what
+// the leader before was in the middle of.
+func (m *Migrator) begin(ctx context.Context, lead *Lead) error {
+	s, err := m.journal.State(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.cfg.Source.Claim(ctx, Claim{Migration: s.ID, Epoch: lead.Epoch}, false); err != nil {
+		return err
+	}
+	return Recover(ctx, m.cfg.Source, m.cfg.Target)
+}
+
+// errInterrupted ends a step because a command waits.
+var errInterrupted = errors.New("a command waits")
+
+// loop is the state machine: one step at a time, and between steps the commands.
+func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
+	s, err := m.journal.State(ctx)
+	if err != nil {
+		return err
+	}
+	if s.Phase == PhaseError { // started again: try what failed again
+		if err := RetryIndexes(ctx, m.cfg.Target); err != nil {
+			return err
+		}
+		if err := m.journal.Advance(ctx, PhaseError, s.Resume, "trying again"); err != nil {
+			return err
+		}
+	}
+	for {
+		c, err := m.journal.take(ctx, true)
+		if err != nil {
+			return err
+		}
+		if c != nil {
+			err := m.carryOut(ctx, c)
+			switch {
+			case errors.Is(err, ErrNoMigration) && c.name == CommandAbort:
+				return ErrAborted
+			case errors.Is(err, ErrNoMigration):
+				return nil
+			case err != nil:
+				return err
+			}
+		}
+		s, err := m.journal.State(ctx)
+		if err != nil {
+			return err
+		}
+		if reached(s, until) {
+			return nil
+		}
+		step, stop := context.WithCancelCause(ctx)
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			m.watch(step, stop, lead)
+		}()
+		err = m.step(step, s, until)
+		stop(nil)
+		<-watched
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(context.Cause(step), errInterrupted):
+			continue
+		case errors.Is(context.Cause(step), ErrLostLead):
+			return ErrLostLead
+		case errors.Is(err, errInSync):
+			return nil
+		case errors.Is(err, errCleanedUp):
+			if s.Goal == PhaseAborted {
+				return ErrAborted
+			}
+			return nil
+		case err != nil && !Retryable(err):
+			m.log.ErrorContext(ctx, "the step failed", "phase", string(s.Phase), "error", err)
+			m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})
+			return errors.Join(err, m.journal.Fail(ctx, s.Phase, err))
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// watch interrupts a step when a command waits that would be carried out, or the lead is lost. A command
+// that will be refused does not disturb the step.
+func (m *Migrator) watch(ctx context.Context, stop context.CancelCauseFunc, lead *Lead) {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-lead.Lost():
+			stop(ErrLostLead)
+			return
+		case <-tick.C:
+		}
+		c, err := m.journal.take(ctx, false)
+		if err != nil || c == nil {
+			continue // an error shows in the step as well
+		}
+		s, err := m.journal.State(ctx)
+		if err != nil {
+			continue
+		}
+		done, refused := c.permit(s)
+		if done == "" && refused == nil {
+			stop(errInterrupted)
+			return
+		}
+		if c, err = m.journal.take(ctx, true); err != nil || c == nil {
+			continue
+		}
+		var result error
+		if refused != nil {
+			result = refused
+		}
+		if err := m.journal.finish(ctx, c, done, result); err != nil {
+			m.log.WarnContext(ctx, "a command could not be answered", "error", err)
+		}
+	}
+}
+
+func reached(s *State, until Until) bool {
+	switch until {
+	case UntilInSync:
+		return s.Phase == PhaseSwitched
+	case UntilSwitched:
+		return s.Phase == PhaseSwitched
+	case UntilCompleted:
+	}
+	return false
+}
+
+// step does the work of one phase and goes on to the next.
+func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
+	if s.Run == StatePaused && s.Phase != PhaseSwitched && s.Phase != PhaseCleaningUp {
+		m.log.WarnContext(ctx, "the migration is paused; resume it to go on", "phase", string(s.Phase))
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	src, dst := m.cfg.Source, m.cfg.Target
+	advance := func(to Phase, message string) error {
+		if err := m.journal.Advance(ctx, s.Phase, to, message); err != nil {
+			return err
+		}
+		m.log.InfoContext(ctx, "phase", "phase", string(to))
+		m.publish(Event{Kind: EventPhase, Phase: to, Message: message})
+		return nil
+	}
+	switch s.Phase {
+	case PhaseStarting:
+		report, err := m.Preflight(ctx)
+		if err != nil {
+			return err
+		}
+		for _, f := range report.Findings {
+			if f.Severity == SeverityWarning {
+				m.log.WarnContext(ctx, f.Message, "check", f.Check, "remedy", f.Remedy)
+			}
+		}
+		if err := report.Err(); err != nil {
+			return err
+		}
+		return advance(PhaseConfiguring, "cloning the schema and installing capture")
+	case PhaseConfiguring:
+		if err := CloneSchema(ctx, src, dst, CloneSchemaConfig{Logger: m.log}); err != nil {
+			return err
+		}
+		if err := src.Claim(ctx, Claim{Migration: s.ID, Epoch: s.Epoch}, true); err != nil {
+			return err
+		}
+		if err := Capture(ctx, src, dst, CaptureConfig{Logger: m.log, OnEvent: m.publish}); err != nil {
+			return err
+		}
+		return advance(PhaseReadyToCopy, "every change on the source is captured")
+	case PhaseReadyToCopy:
+		return advance(PhaseCopying, "copying")
+	case PhaseCopying:
+		if err := Copy(ctx, src, dst, m.cfg.Copy); err != nil {
+			return err
+		}
+		return advance(PhaseRebuildingIndexes, "building indexes and constraints")
+	case PhaseRebuildingIndexes:
+		if err := BuildIndexes(ctx, src, dst, m.cfg.Indexes); err != nil {
+			return err
+		}
+		return advance(PhaseReplicating, "the target follows the source")
+	case PhaseReplicating:
+		if until == UntilInSync {
+			r, err := newReplicator(ctx, src, dst, m.cfg.Replicate)
+			if err != nil {
+				return err
+			}
+			if err := r.catchUp(ctx, time.Second); err != nil {
+				return err
+			}
+			return errInSync
+		}
+		return Replicate(ctx, src, dst, m.cfg.Replicate)
+	case PhaseSwitched:
+		<-ctx.Done()
+		return ctx.Err()
+	case PhaseCleaningUp:
+		if err := m.cleanUp(ctx, s.Goal); err != nil {
+			return err
+		}
+		return errCleanedUp
+	case PhaseWaiting, PhaseCompleted, PhaseAborted, PhaseError:
+	}
+	return fmt.Errorf("there is nothing to do in phase %s", s.Phase)
+}
+
+// How a step tells that Run is to end.
+var (
+	errCleanedUp = errors.New("everything is cleaned up")
+	errInSync    = errors.New("the target is in sync")
+)
+
+func (m *Migrator) cleanUp(ctx context.Context, goal Phase) error {
+	if err := Cleanup(ctx, m.cfg.Source, m.cfg.Target, CleanupConfig{Logger: m.log, OnEvent: m.publish}); err != nil {
+		return err
+	}
+	m.log.InfoContext(ctx, "phase", "phase", string(goal))
+	m.publish(Event{Kind: EventPhase, Phase: goal})
+	return nil
+}

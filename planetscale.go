@@ -1,0 +1,280 @@
+package migrator
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/heroku-migrator/migrator/internal/pgurl"
+)
+
+// PlanetScaleConfig configures [OpenPlanetScale]. The zero value is good.
+type PlanetScaleConfig struct {
+	// MaxConns bounds the connections to the target. One more holds the lead. Default: 10.
+	MaxConns int
+}
+
+// PlanetScale is a [Target] on PlanetScale Postgres, or any Postgres whose role owns its database.
+type PlanetScale struct {
+	url     *pgurl.URL
+	pool    *pgxpool.Pool
+	journal *Journal
+
+	mu     sync.Mutex
+	silent *bool
+}
+
+var _ Target = (*PlanetScale)(nil)
+
+// OpenPlanetScale prepares a target from its URL. It does not connect yet. A URL without sslmode gets
+// sslmode=require.
+func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) (*PlanetScale, error) {
+	url, err := pgurl.Parse(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 10
+	}
+	// No search_path: functions in constraints and generated columns see the one that they see in production.
+	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
+		"lock_timeout":                        "0",
+		"idle_in_transaction_session_timeout": "0",
+		"default_transaction_read_only":       "off",
+		"check_function_bodies":               "off",
+	})
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	return &PlanetScale{url: url, pool: pool, journal: NewJournal(pool)}, nil
+}
+
+// Close closes the connections.
+func (p *PlanetScale) Close() { p.pool.Close() }
+
+// Journal implements [Target].
+func (p *PlanetScale) Journal() *Journal { return p.journal }
+
+// Identify implements [Target].
+func (p *PlanetScale) Identify(ctx context.Context) (Identity, error) {
+	return identify(ctx, p.pool, p.url)
+}
+
+// AppliesSilently implements [Target]. The server is asked, not a table of what platforms allow.
+func (p *PlanetScale) AppliesSilently(ctx context.Context) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.silent != nil {
+		return *p.silent, nil
+	}
+	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
+		return err
+	})
+	can := err == nil
+	if err != nil && sqlState(err) != "42501" {
+		return false, fmt.Errorf("try session_replication_role: %w", err)
+	}
+	p.silent = &can
+	return can, nil
+}
+
+// silence makes foreign keys and triggers silent for the rest of the transaction, where that can be done.
+func (p *PlanetScale) silence(ctx context.Context, tx pgx.Tx) error {
+	can, err := p.AppliesSilently(ctx)
+	if err != nil || !can {
+		return err
+	}
+	_, err = tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
+	return err
+}
+
+// Create implements [Target].
+func (p *PlanetScale) Create(ctx context.Context, objects []SchemaObject) error {
+	return p.journal.tx(ctx, func(tx pgx.Tx) error { return create(ctx, tx, objects) })
+}
+
+func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
+	// What a dump expects: names are written in full.
+	if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
+		return err
+	}
+	ids := make([]int, len(objects))
+	for i, o := range objects {
+		ids[i] = o.ID
+		if _, err := tx.Exec(ctx, o.SQL); err != nil {
+			return fmt.Errorf("%s: %w", o, err)
+		}
+	}
+	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id = ANY ($1)`, ids)
+	return err
+}
+
+// CopyChunk implements [Target]. The claim is a row lock of the very transaction that carries the rows:
+// whoever dies gives its chunk back, and nobody else can copy it meanwhile.
+func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error) {
+	var chunk *Chunk
+	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+		var spec, tableSpec []byte
+		err := tx.QueryRow(ctx, `
+			SELECT c.spec, t.spec FROM heroku_migrator.chunks c JOIN heroku_migrator.tables t ON t.id = c.table_id
+			WHERE NOT c.done ORDER BY c.priority, c.no LIMIT 1 FOR UPDATE OF c SKIP LOCKED`).Scan(&spec, &tableSpec)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var table Table
+		chunk = new(Chunk)
+		if err := errors.Join(json.Unmarshal(spec, chunk), json.Unmarshal(tableSpec, &table)); err != nil {
+			return err
+		}
+		// Chunks need not be durable at once: one that a crash of the server takes back is copied again.
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
+			return err
+		}
+		if err := p.silence(ctx, tx); err != nil {
+			return err
+		}
+		var read1 int64
+		counted := &countingWriter{}
+		written, err := stream(ctx,
+			func(ctx context.Context, w io.Writer) (err error) {
+				counted.w = w
+				read1, err = read(ctx, &table, chunk, counted)
+				return err
+			},
+			func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx, &table, r) })
+		if err != nil {
+			return err
+		}
+		if written != read1 {
+			return fmt.Errorf("copy %s: %d rows were read, but %d written", chunk.Leaf, read1, written)
+		}
+		_, err = tx.Exec(ctx, `
+			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, done_at = clock_timestamp()
+			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n)
+		return err
+	})
+	if err != nil {
+		return chunk, fmt.Errorf("copy: %w", err)
+	}
+	return chunk, nil
+}
+
+// copyInto streams rows into a table, whose partitions sort themselves out.
+func copyInto(ctx context.Context, tx pgx.Tx, t *Table, r io.Reader) (int64, error) {
+	n, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, t.Ident(), t.copied("")), r)
+	if err != nil {
+		return n, fmt.Errorf("write %s: %w", t, err)
+	}
+	return n, nil
+}
+
+// stream connects a writer of rows with a reader of rows. Of two errors it returns the one that came first,
+// which is the cause of the other.
+func stream(ctx context.Context, write func(context.Context, io.Writer) error, read func(context.Context, io.Reader) (int64, error)) (int64, error) {
+	r, w := io.Pipe()
+	writeErr := make(chan error, 1)
+	var first error
+	var once sync.Once
+	fail := func(err error) error {
+		if err != nil {
+			once.Do(func() { first = err })
+		}
+		return err
+	}
+	go func() {
+		// One hand-over for many rows: a server sends each row on its own.
+		buf := bufio.NewWriterSize(w, 128<<10)
+		err := write(ctx, buf)
+		if err == nil {
+			err = buf.Flush()
+		}
+		_ = w.CloseWithError(fail(err)) // always nil
+		writeErr <- err
+	}()
+	n, err := read(ctx, r)
+	_ = r.CloseWithError(fail(err)) // always nil
+	if e := <-writeErr; e != nil || err != nil {
+		return n, first
+	}
+	return n, nil
+}
+
+// countingWriter counts bytes.
+type countingWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// Restart implements [Target].
+func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks []Chunk) error {
+	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+		var plan int
+		err := tx.QueryRow(ctx, `SELECT plan FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, t.ID).Scan(&plan)
+		if err != nil || plan != after {
+			return err
+		}
+		// The locks on the chunks' rows come first: whoever is copying one of them ends before.
+		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.chunks WHERE table_id = $1`, t.ID); err != nil {
+			return err
+		}
+		if plan > 0 {
+			if _, err := tx.Exec(ctx, `TRUNCATE `+t.Ident()); err != nil {
+				return err
+			}
+		}
+		priority := -t.Bytes() // largest tables first, so that no worker ends alone
+		_, err = tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "chunks"}, []string{"table_id", "no", "priority", "spec", "bytes"},
+			pgx.CopyFromSlice(len(chunks), func(i int) ([]any, error) {
+				c := chunks[i]
+				c.Plan = plan + 1
+				spec, err := json.Marshal(c)
+				return []any{int64(t.ID), c.No, priority, string(spec), c.Bytes}, err
+			}))
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying' WHERE id = $1`, t.ID)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("plan the copy of %s: %w", t, err)
+	}
+	return nil
+}
+
+// Analyze implements [Target].
+func (p *PlanetScale) Analyze(ctx context.Context, t *Table) error {
+	if _, err := p.pool.Exec(ctx, `ANALYZE `+t.Ident()); err != nil {
+		return fmt.Errorf("analyze %s: %w", t, err)
+	}
+	return nil
+}
+
+// Digest implements [Target].
+func (p *PlanetScale) Digest(ctx context.Context, t *Table) (d Digest, err error) {
+	err = pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
+			return err
+		}
+		d, err = digest(ctx, tx, t)
+		return err
+	})
+	return d, err
+}

@@ -1,0 +1,216 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Severity tells what a finding means for the migration.
+type Severity string
+
+// The severities.
+const (
+	SeverityOK      Severity = "ok"      // as it should be
+	SeverityInfo    Severity = "info"    // worth knowing
+	SeverityWarning Severity = "warning" // goes on, but somebody should look at it
+	SeverityBlocker Severity = "blocker" // the migration does not start
+)
+
+// Finding is one result of preflight: the database is fit, or why it is not and what to do.
+type Finding struct {
+	Check    string   `json:"check"`
+	Severity Severity `json:"severity"`
+	Message  string   `json:"message"`
+	Remedy   string   `json:"remedy,omitempty"`
+}
+
+// Report is the result of [Preflight].
+type Report struct {
+	Findings []Finding `json:"findings"`
+}
+
+// Blockers are the findings that stop a migration.
+func (r *Report) Blockers() []Finding {
+	var list []Finding
+	for _, f := range r.Findings {
+		if f.Severity == SeverityBlocker {
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
+// Err returns a [*RefusedError] if there are blockers, and nil if not.
+func (r *Report) Err() error {
+	blockers := r.Blockers()
+	if len(blockers) == 0 {
+		return nil
+	}
+	e := &RefusedError{Action: "run"}
+	for _, f := range blockers {
+		e.Reasons = append(e.Reasons, strings.TrimSpace(f.Message+" "+f.Remedy))
+	}
+	return e
+}
+
+// PreflightConfig configures [Preflight]. The zero value is good.
+type PreflightConfig struct {
+	// Extra checks run after ours.
+	Extra []func(ctx context.Context, src Source, dst Target) ([]Finding, error)
+	// Timeout bounds all of it. Default: 2 minutes.
+	Timeout time.Duration
+}
+
+// Preflight looks whether the migration can succeed, and changes nothing on either side. All checks run,
+// whatever the others find. A check that could not be made is a blocker that says why. The error is not
+// nil only if the context is done.
+func Preflight(ctx context.Context, src Source, dst Target, cfg PreflightConfig) (*Report, error) {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 2 * time.Minute
+	}
+	limited, cancel := context.WithTimeout(ctx, cfg.Timeout)
+	defer cancel()
+	var source, target []Finding
+	var srcID, dstID Identity
+	var g errgroup.Group
+	g.Go(func() error {
+		srcID, source = inspect(limited, "source", src)
+		return nil
+	})
+	g.Go(func() error {
+		dstID, target = inspect(limited, "target", dst)
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	r := &Report{Findings: append(source, target...)}
+	if srcID.Version != 0 && dstID.Version != 0 {
+		r.Findings = append(r.Findings, compare(srcID, dstID)...)
+		r.Findings = append(r.Findings, checkExtensions(limited, src, dst)...)
+	}
+	for _, extra := range cfg.Extra {
+		found, err := extra(limited, src, dst)
+		if err != nil {
+			found = append(found, Finding{Check: "extra", Severity: SeverityBlocker, Message: "A check of the caller's failed: " + err.Error()})
+		}
+		r.Findings = append(r.Findings, found...)
+	}
+	return r, ctx.Err()
+}
+
+type inspectable interface {
+	Identify(ctx context.Context) (Identity, error)
+	Inspect(ctx context.Context) ([]Finding, error)
+}
+
+func inspect(ctx context.Context, side string, db inspectable) (Identity, []Finding) {
+	id, err := db.Identify(ctx)
+	if err != nil {
+		return Identity{}, []Finding{{
+			Check: side + "_connection", Severity: SeverityBlocker,
+			Message: fmt.Sprintf("The %s cannot be reached: %v.", side, err),
+			Remedy:  "Check host, port, user, password and sslmode of its URL, and that it accepts connections from here.",
+		}}
+	}
+	findings := []Finding{{
+		Check: side + "_connection", Severity: SeverityOK,
+		Message: fmt.Sprintf("The %s is Postgres %s, database %q on %s, role %q, %s.", side, id.VersionStr, id.Database, id.Host, id.Role, bytesText(id.Size)),
+	}}
+	found, err := db.Inspect(ctx)
+	if err != nil {
+		found = append(found, Finding{Check: side, Severity: SeverityBlocker, Message: fmt.Sprintf("The %s could not be inspected: %v.", side, err), Remedy: "Try again."})
+	}
+	return id, append(findings, found...)
+}
+
+func compare(src, dst Identity) []Finding {
+	var f []Finding
+	if src.System == dst.System && src.Database == dst.Database {
+		f = append(f, Finding{
+			Check: "same_database", Severity: SeverityBlocker, Message: "Source and target are the same database.",
+			Remedy: "Set the two URLs to different databases.",
+		})
+	}
+	if dst.Major() < src.Major() {
+		f = append(f, Finding{
+			Check: "versions", Severity: SeverityBlocker,
+			Message: fmt.Sprintf("The target is Postgres %d, older than the source's %d.", dst.Major(), src.Major()),
+			Remedy:  fmt.Sprintf("Create the target with Postgres %d or newer.", src.Major()),
+		})
+	}
+	if src.Encoding != dst.Encoding {
+		f = append(f, Finding{
+			Check: "encoding", Severity: SeverityWarning,
+			Message: fmt.Sprintf("The source's encoding is %s, the target's %s.", src.Encoding, dst.Encoding),
+			Remedy:  "Text is converted; values that cannot be will stop the copy with a message that names them.",
+		})
+	}
+	return append(f, Finding{
+		Check: "size", Severity: SeverityInfo,
+		Message: fmt.Sprintf("The source takes %s on disk; the target needs about as much, and room for index builds.", bytesText(src.Size)),
+		Remedy:  fmt.Sprintf("Give the target storage for %s.", bytesText(2*src.Size)),
+	})
+}
+
+// extensionLister is implemented by both of our databases; others have no extensions to compare.
+type extensionLister interface {
+	extensions(ctx context.Context) (installed, available map[string]string, err error)
+}
+
+func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
+	from, ok := src.(extensionLister)
+	to, ok2 := dst.(extensionLister)
+	if !ok || !ok2 {
+		return nil
+	}
+	installed, _, err := from.extensions(ctx)
+	present, available, err2 := to.extensions(ctx)
+	if err := errors.Join(err, err2); err != nil {
+		return []Finding{{Check: "extensions", Severity: SeverityBlocker, Message: fmt.Sprintf("Extensions could not be compared: %v.", err), Remedy: "Try again."}}
+	}
+	var f []Finding
+	for _, name := range sortedKeys(installed) {
+		if _, ok := present[name]; ok {
+			continue
+		}
+		if _, ok := available[name]; ok {
+			f = append(f, Finding{Check: "extensions", Severity: SeverityInfo, Message: fmt.Sprintf("Extension %s will be created on the target.", name)})
+			continue
+		}
+		if optionalExtensions[name] {
+			f = append(f, Finding{
+				Check: "extensions", Severity: SeverityWarning,
+				Message: fmt.Sprintf("Extension %s is not available on the target and is left out; no data depends on it.", name),
+			})
+			continue
+		}
+		f = append(f, Finding{
+			Check: "extensions", Severity: SeverityBlocker,
+			Message: fmt.Sprintf("Extension %s is installed on the source and not available on the target.", name),
+			Remedy:  "Enable it in the PlanetScale dashboard (Clusters, Extensions), or drop it on the source if nothing uses it.",
+		})
+	}
+	if len(f) == 0 {
+		f = append(f, Finding{Check: "extensions", Severity: SeverityOK, Message: "Every extension of the source is on the target."})
+	}
+	return f
+}
+
+func bytesText(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, exp := float64(n)/unit, 0
+	for v >= unit && exp < 4 {
+		v /= unit
+		exp++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[exp])
+}

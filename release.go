@@ -1,0 +1,105 @@
+package migrator
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Release implements [Source].
+func (h *Heroku) Release(ctx context.Context) error {
+	if exists, err := schemaExists(ctx, h.pool); err != nil || !exists {
+		return err
+	}
+	if err := releaseTables(ctx, h.pool, h.change); err != nil {
+		return err
+	}
+	return dropSchema(ctx, h.change)
+}
+
+// ReleaseUnclaimed removes everything of ours without regard to which migration made it: for a source
+// whose target, and so whose journal, is gone.
+func (h *Heroku) ReleaseUnclaimed(ctx context.Context) error {
+	begin := func(ctx context.Context, fn func(pgx.Tx) error) error { return pgx.BeginFunc(ctx, h.pool, fn) }
+	if err := releaseTables(ctx, h.pool, begin); err != nil {
+		return err
+	}
+	return dropSchema(ctx, begin)
+}
+
+// beginner runs a function in a transaction.
+type beginner func(context.Context, func(pgx.Tx) error) error
+
+// releaseTables takes our triggers away, and what belongs to them. Dropping a trigger takes an ACCESS
+// EXCLUSIVE lock, so tables are released one by one, each in an attempt that gives up soon.
+func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) error {
+	rows, err := pool.Query(ctx, `
+		SELECT t.tgrelid, n.nspname, c.relname, array_agg(t.tgname::text)
+		FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE t.tgname LIKE 'heroku\_migrator\_%' AND t.tgparentid = 0 AND NOT t.tgisinternal
+		GROUP BY 1, 2, 3 ORDER BY 1`)
+	if err != nil {
+		return fmt.Errorf("drop our triggers: %w", err)
+	}
+	type captured struct {
+		Relation
+		triggers []string
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
+		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers)
+		return c, err
+	})
+	if err != nil {
+		return fmt.Errorf("drop our triggers: %w", err)
+	}
+	var busy error
+	for _, c := range list {
+		err := begin(ctx, func(tx pgx.Tx) error {
+			budget, err := lockBudget(ctx, tx)
+			if err != nil {
+				return err
+			}
+			var b strings.Builder
+			fmt.Fprintf(&b, `SET LOCAL lock_timeout = %[1]d; SET LOCAL statement_timeout = %[1]d;`, budget.Milliseconds())
+			fmt.Fprintf(&b, `LOCK TABLE %s IN ACCESS EXCLUSIVE MODE; SET LOCAL statement_timeout = 0;`, c.Ident())
+			for _, name := range c.triggers {
+				fmt.Fprintf(&b, `DROP TRIGGER %s ON %s;`, quoteName(name), c.Ident())
+			}
+			fmt.Fprintf(&b, `DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d(), heroku_migrator.capture_%[1]d_old();
+				DROP TABLE IF EXISTS %[2]s;`, c.ID, logName(c.ID))
+			_, err = tx.Exec(ctx, b.String())
+			return err
+		})
+		switch state := sqlState(err); {
+		case err == nil, state == "42P01", state == "42704": // the table or trigger is gone
+		case (state == "55P03" || state == "57014" || state == "40P01") && ctx.Err() == nil:
+			busy = fmt.Errorf("drop our triggers on %s: %w: %w %s", c, ErrBusy, err, holders(ctx, pool, []Relation{c.Relation}))
+		default:
+			return fmt.Errorf("drop our triggers on %s: %w", c, err)
+		}
+	}
+	return busy
+}
+
+// dropSchema drops what is left once no trigger is.
+func dropSchema(ctx context.Context, begin beginner) error {
+	err := begin(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `DROP SCHEMA heroku_migrator CASCADE`)
+		return err
+	})
+	if sqlState(err) == "55P03" {
+		return fmt.Errorf("drop our schema: %w: %w", ErrBusy, err)
+	}
+	if err != nil {
+		return fmt.Errorf("drop our schema: %w", err)
+	}
+	return nil
+}
+
+// Release implements [Target]: what was written since the switch is not captured any more.
+func (p *PlanetScale) Release(ctx context.Context) error {
+	return releaseTables(ctx, p.pool, p.journal.tx)
+}

@@ -1,0 +1,216 @@
+package migrator
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// ReplicateConfig configures [Replicate]. The zero value is good.
+type ReplicateConfig struct {
+	// Interval is the time from the begin of one round to that of the next, if the round took less.
+	// Default: 100 ms while there are changes; when there are none, it grows to 500 ms.
+	Interval time.Duration
+	// TrimGrace is how long changes stay in the source's log after the target has acknowledged them, in case
+	// that the target loses its last commits in a failover. Default: 30 s; negative: none.
+	TrimGrace time.Duration
+	Logger    *slog.Logger
+	// OnEvent is called for every round that carried something.
+	OnEvent func(Event)
+}
+
+func (c ReplicateConfig) withDefaults() ReplicateConfig {
+	if c.Interval <= 0 {
+		c.Interval = 100 * time.Millisecond
+	}
+	if c.TrimGrace == 0 {
+		c.TrimGrace = 30 * time.Second
+	}
+	c.Logger = logger(c.Logger)
+	return c
+}
+
+// Replicate carries changes to the target in rounds until the context is done, whose error it returns then.
+// Interrupted anywhere and repeated, it loses nothing and does nothing twice.
+func Replicate(ctx context.Context, src Source, dst Target, cfg ReplicateConfig) error {
+	r, err := newReplicator(ctx, src, dst, cfg)
+	if err != nil {
+		return err
+	}
+	return r.run(ctx, func(roundStats) bool { return false })
+}
+
+// replicator does rounds. It holds nothing that is not in the journal, but for what may be trimmed.
+type replicator struct {
+	src      Source
+	dst      Target
+	cfg      ReplicateConfig
+	live     []*Table
+	joining  []*Table
+	position Position
+	untrimmd []acknowledged
+	synced   time.Time // when the journal was told last
+}
+
+// acknowledged is a position that is durable on the target, and what changed up to it.
+type acknowledged struct {
+	at       time.Time
+	position Position
+	tables   map[*Table]struct{}
+}
+
+// roundStats tells what a round did.
+type roundStats struct {
+	rows int64 // entries of the change log
+	took time.Duration
+}
+
+func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateConfig) (*replicator, error) {
+	r := &replicator{src: src, dst: dst, cfg: cfg.withDefaults()}
+	state, err := dst.Journal().State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.position = state.Position
+	tables, err := dst.Journal().Tables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		switch t.State {
+		case TableLive:
+			r.live = append(r.live, t.Table)
+		case TableIndexed:
+			r.joining = append(r.joining, t.Table)
+		case TablePending, TableCopying, TableIndexing:
+		}
+	}
+	if len(r.live) > 0 && !r.position.IsZero() { // what an earlier process acknowledged and did not trim
+		r.acknowledge(r.live)
+	}
+	return r, nil
+}
+
+// run does rounds until done says so, at once after one that carried much, with pauses when idle.
+func (r *replicator) run(ctx context.Context, done func(roundStats) bool) error {
+	pause := r.cfg.Interval
+	for {
+		stats, err := r.round(ctx)
+		if err != nil {
+			return err
+		}
+		if done(stats) {
+			return nil
+		}
+		if stats.rows > 0 {
+			pause = r.cfg.Interval
+		} else {
+			pause = min(pause*3/2, 5*r.cfg.Interval)
+		}
+		if err := sleep(ctx, pause-stats.took); err != nil {
+			return err
+		}
+	}
+}
+
+// catchUp does rounds until one begins and ends within the lag given.
+func (r *replicator) catchUp(ctx context.Context, lag time.Duration) error {
+	return r.run(ctx, func(s roundStats) bool { return s.rows == 0 || s.took <= lag })
+}
+
+// round carries everything that is visible on the source now and was not before.
+func (r *replicator) round(ctx context.Context) (roundStats, error) {
+	began := time.Now()
+	snap, err := r.src.Snapshot(ctx)
+	if err != nil {
+		return roundStats{}, err
+	}
+	defer closeSnapshot(ctx, snap)
+	round := Round{Joining: r.joining}
+	var stats roundStats
+	collect := func(tables []*Table, since Position) error {
+		changes, err := snap.Changes(ctx, tables, since)
+		for _, c := range changes {
+			round.Changes = append(round.Changes, RoundChange{Change: c, Since: since})
+			stats.rows += c.Rows
+		}
+		return err
+	}
+	if err := collect(r.live, r.position); err != nil {
+		return stats, err
+	}
+	if err := collect(r.joining, Position{}); err != nil {
+		return stats, err
+	}
+	if len(round.Changes) > 0 || len(round.Joining) > 0 {
+		if err := r.dst.Apply(ctx, snap, round); err != nil {
+			return stats, err
+		}
+		r.position = snap.Position()
+		r.live, r.joining = append(r.live, r.joining...), nil
+		tables := make([]*Table, len(round.Changes))
+		for i, c := range round.Changes {
+			tables[i] = c.Table
+		}
+		r.acknowledge(tables)
+	}
+	closeSnapshot(ctx, snap) // a trim must not wait for it; closing twice does no harm
+	stats.took = time.Since(began)
+	if len(round.Changes) > 0 {
+		notify(r.cfg.OnEvent, Event{Kind: EventRound, Phase: PhaseReplicating, Rows: stats.rows, Took: stats.took})
+	}
+	if time.Since(r.synced) > time.Second {
+		if err := r.dst.Journal().Synced(ctx, stats.took, 0); err != nil {
+			return stats, err
+		}
+		r.synced = time.Now()
+	}
+	return stats, r.trim(ctx)
+}
+
+func (r *replicator) acknowledge(tables []*Table) {
+	a := acknowledged{at: time.Now(), position: r.position, tables: map[*Table]struct{}{}}
+	for _, t := range tables {
+		a.tables[t] = struct{}{}
+	}
+	// One entry a second at most: what is acknowledged later may only be trimmed later.
+	if n := len(r.untrimmd); n > 0 && a.at.Sub(r.untrimmd[n-1].at) < time.Second && r.cfg.TrimGrace > 0 {
+		last := &r.untrimmd[n-1]
+		for t := range last.tables {
+			a.tables[t] = struct{}{}
+		}
+		a.at = last.at
+		r.untrimmd[n-1] = a
+		return
+	}
+	r.untrimmd = append(r.untrimmd, a)
+}
+
+// trim forgets what the target has acknowledged long enough ago.
+func (r *replicator) trim(ctx context.Context) error {
+	n := 0
+	due := map[*Table]struct{}{}
+	for _, a := range r.untrimmd {
+		if time.Since(a.at) < r.cfg.TrimGrace {
+			break
+		}
+		for t := range a.tables {
+			due[t] = struct{}{}
+		}
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	tables := make([]*Table, 0, len(due))
+	for _, t := range r.live {
+		if _, ok := due[t]; ok {
+			tables = append(tables, t)
+		}
+	}
+	if err := r.src.Trim(ctx, tables, r.untrimmd[n-1].position); err != nil {
+		return err
+	}
+	r.untrimmd = r.untrimmd[n:]
+	return nil
+}

@@ -1,0 +1,1 @@
+../internal/pgtest/image/postgres-image.sh

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# setup.sh
+#
+# Installs what `make test` and `make demo` need besides Go, and does nothing if
+# it is there: a C compiler (for the race detector), pg_dump and pg_restore,
+# and Postgres servers to test with. Those run in Docker; where there is no Docker,
+# Debian's own server is installed instead. No service is started.
+#
+# It installs on Debian and Ubuntu as root. Elsewhere it names what is missing.
+set -euo pipefail
+
+say() { echo "setup: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+have_compiler() { # with its headers
+  command -v gcc >/dev/null && echo '#include <stdlib.h>' | gcc -xc -fsyntax-only - 2>/dev/null
+}
+have_docker() { command -v docker >/dev/null && docker version >/dev/null 2>&1; }
+have_client() { # Debian's wrappers in PATH are there without the programs
+  { command -v pg_dump && command -v pg_restore && pg_dump --version; } >/dev/null 2>&1
+}
+have_server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
+
+packages=() reasons=()
+need() { # reason package...
+  reasons+=("$1: ${*:2}")
+  packages+=("${@:2}")
+}
+have_compiler || need "a C compiler, for the race detector" gcc libc6-dev
+have_client || need "pg_dump and pg_restore" postgresql-client
+server=no
+if ! have_docker; then
+  if ! have_server; then
+    say "there is no Docker; Debian's Postgres server will do, in the one version that this release has"
+    need "a Postgres server to test with, not started" postgresql
+    server=yes
+  fi
+# It makes images where none can be pulled. The tests get it themselves if it is missing then.
+elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v debootstrap >/dev/null; then
+  need "to make images for the tests" debootstrap
+fi
+[ ${#packages[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  say "missing, and only root on Debian or Ubuntu can have it installed by this script:"
+  for reason in "${reasons[@]}"; do say "  $reason"; done
+  die "install it (the names are Debian's) and try again"
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp -t heroku-migrator-setup.XXXXXX)
+trap 'rm -f "$log"' EXIT
+apt() { apt-get -q -o DPkg::Lock::Timeout=120 "$@" </dev/null >>"$log" 2>&1; }
+
+updated=no
+update() {
+  updated=yes
+  say "apt-get update"
+  apt update || { cat "$log" >&2; die "apt-get update failed"; }
+}
+install() {
+  apt install -y --no-install-recommends "$@" && return
+  if [ $updated = no ]; then # the lists are too old, perhaps
+    update
+    apt install -y --no-install-recommends "$@" && return
+  fi
+  tail -n 30 "$log" >&2
+  die "installing $* failed"
+}
+
+for reason in "${reasons[@]}"; do say "installing $reason"; done
+compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || update
+if [ $server = yes ]; then
+  # Debian's server packages make a cluster and start it, unless told not to.
+  install postgresql-common
+  conf=/etc/postgresql-common/createcluster.conf
+  sed -i -E '/^ *create_main_cluster *=/d' "$conf"
+  echo 'create_main_cluster = false' >>"$conf"
+fi
+install "${packages[@]}"

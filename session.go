@@ -1,0 +1,110 @@
+package migrator
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/heroku-migrator/migrator/internal/pgurl"
+)
+
+// Settings of every session, on both sides. Those that concern text make sure that what one server
+// prints is what the other reads; time-outs that a role or a database may carry are replaced by ours.
+var commonSettings = map[string]string{
+	"client_encoding":             "UTF8",
+	"DateStyle":                   "ISO, YMD",
+	"IntervalStyle":               "postgres",
+	"TimeZone":                    "UTC",
+	"extra_float_digits":          "3",
+	"bytea_output":                "hex",
+	"xmloption":                   "content",
+	"lc_monetary":                 "C",
+	"standard_conforming_strings": "on",
+	"row_security":                "off", // an error, rather than rows that are silently left out
+	"statement_timeout":           "0",
+	"transaction_timeout":         "0",
+	"idle_session_timeout":        "0",
+	"client_min_messages":         "warning",
+	"tcp_keepalives_idle":         "15",
+	"tcp_keepalives_interval":     "5",
+	"tcp_keepalives_count":        "3",
+}
+
+// lockTimeout is how long a statement of ours waits for any one lock on the source (I7). Attempts that
+// take locks which the application would notice set shorter ones.
+const lockTimeout = 2 * time.Second
+
+// openPool opens a pool whose sessions carry the settings. Settings that the server does not know
+// (transaction_timeout before 17, say) are left out.
+func openPool(ctx context.Context, url *pgurl.URL, conns int32, settings map[string]string) (*pgxpool.Pool, error) {
+	conn, err := url.ConnConfig()
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := pgxpool.ParseConfig("")
+	if err != nil {
+		return nil, err
+	}
+	conn.RuntimeParams["application_name"] = SchemaName
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = 15 * time.Second
+	}
+	cfg.ConnConfig = conn
+	cfg.MaxConns = conns
+	cfg.MinConns = 0
+	cfg.MaxConnIdleTime = time.Minute
+	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		return applySettings(ctx, c, settings)
+	}
+	return pgxpool.NewWithConfig(ctx, cfg)
+}
+
+func applySettings(ctx context.Context, c *pgx.Conn, settings map[string]string) error {
+	names, values := make([]string, 0, 24), make([]string, 0, 24)
+	for _, m := range []map[string]string{commonSettings, settings} {
+		for name, value := range m {
+			names, values = append(names, name), append(values, value)
+		}
+	}
+	_, err := c.Exec(ctx, `
+		SELECT set_config(v.name, v.value, false)
+		FROM unnest($1::text[], $2::text[]) AS v(name, value)
+		WHERE current_setting(v.name, true) IS NOT NULL`, names, values)
+	if err != nil {
+		return fmt.Errorf("session settings: %w", err)
+	}
+	return nil
+}
+
+// identify reads what both kinds of server say of themselves.
+func identify(ctx context.Context, pool *pgxpool.Pool, url *pgurl.URL) (Identity, error) {
+	id := Identity{Host: url.Host(), Port: url.Port()}
+	err := pool.QueryRow(ctx, `
+		SELECT (SELECT system_identifier::text FROM pg_control_system()),
+		       CASE WHEN pg_is_in_recovery() THEN 0
+		            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
+		       current_database(), current_user,
+		       current_setting('server_version_num')::int, current_setting('server_version'),
+		       current_setting('server_encoding'), pg_database_size(current_database())`).
+		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Size)
+	if err != nil {
+		return id, fmt.Errorf("identify the server at %s: %w", id.Host, err)
+	}
+	return id, nil
+}
+
+// copyTo runs a COPY … TO STDOUT.
+func copyTo(ctx context.Context, c *pgx.Conn, sql string, w io.Writer) (int64, error) {
+	tag, err := c.PgConn().CopyTo(ctx, w, sql)
+	return tag.RowsAffected(), err
+}
+
+// copyFrom runs a COPY … FROM STDIN.
+func copyFrom(ctx context.Context, c *pgx.Conn, sql string, r io.Reader) (int64, error) {
+	tag, err := c.PgConn().CopyFrom(ctx, r, sql)
+	return tag.RowsAffected(), err
+}

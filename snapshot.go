@@ -1,0 +1,257 @@
+package migrator
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// herokuSnapshot is a REPEATABLE READ, READ ONLY transaction on the source.
+type herokuSnapshot struct {
+	conn    *pgxpool.Conn
+	tx      pgx.Tx
+	pos     Position
+	trimmed Position
+	tidScan bool // the server can scan a range of row addresses
+	ops     map[uint32][]string
+}
+
+// Snapshot implements [Source].
+func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
+	h.mu.Lock()
+	id := h.identity
+	h.mu.Unlock()
+	if id == nil {
+		got, err := h.Identify(ctx)
+		if err != nil {
+			return nil, err
+		}
+		id = &got
+	}
+	s, err := h.openSnapshot(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
+	}
+	s.tidScan = id.Version >= 140000
+	return s, nil
+}
+
+func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
+	conn, err := h.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &herokuSnapshot{conn: conn, ops: map[uint32][]string{}}
+	s.tx, err = conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		conn.Release()
+		return nil, err
+	}
+	// The timeline is read with every snapshot: the server behind the address may have changed.
+	var trimmed string
+	err = s.tx.QueryRow(ctx, `
+		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
+		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8`).
+		Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline)
+	if err == nil {
+		var exists bool
+		if exists, err = schemaExists(ctx, s.tx); err == nil && exists {
+			err = s.tx.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.migration), '')`).Scan(&trimmed)
+		}
+	}
+	if err == nil {
+		s.trimmed, err = ParsePosition(trimmed)
+	}
+	if err != nil {
+		_ = s.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *herokuSnapshot) Position() Position { return s.pos }
+
+// Close ends the transaction. A connection that is broken is not given back to the pool.
+func (s *herokuSnapshot) Close(ctx context.Context) error {
+	defer s.conn.Release()
+	return s.tx.Rollback(ctx)
+}
+
+func (s *herokuSnapshot) keyEquals(ctx context.Context, t *Table) ([]string, error) {
+	if ops, ok := s.ops[t.ID]; ok {
+		return ops, nil
+	}
+	ops, err := keyEquals(ctx, s.tx, t)
+	s.ops[t.ID] = ops
+	return ops, err
+}
+
+// CopyChunk implements [Snapshot]. The lock comes before the look at the filenode: from then on, the
+// file cannot change until the snapshot is closed.
+func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io.Writer) (int64, error) {
+	fail := func(err error) (int64, error) { return 0, fmt.Errorf("read %s: %w", c.Leaf, err) }
+	_, err := s.tx.Exec(ctx, `LOCK TABLE ONLY `+c.Leaf.Ident()+` IN ACCESS SHARE MODE`)
+	if err != nil {
+		return fail(err)
+	}
+	var filenode *uint32
+	if err := s.tx.QueryRow(ctx, `SELECT pg_relation_filenode($1::oid)`, c.Leaf.ID).Scan(&filenode); err != nil {
+		return fail(err)
+	}
+	if filenode == nil || *filenode != c.Filenode {
+		return fail(ErrRewritten)
+	}
+	ops, err := s.keyEquals(ctx, t)
+	if err != nil {
+		return fail(err)
+	}
+	// The log is small beside the table, or has no statistics yet: never look it up row by row.
+	if _, err := s.tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
+		return fail(err)
+	}
+	var where strings.Builder
+	fmt.Fprintf(&where, `NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, logName(t.ID), matchKey(t, ops, "l.", "t."))
+	if s.tidScan {
+		if c.From > 0 {
+			fmt.Fprintf(&where, ` AND t.ctid >= '(%d,0)'::tid`, c.From)
+		}
+		if c.To >= 0 {
+			fmt.Fprintf(&where, ` AND t.ctid < '(%d,0)'::tid`, c.To)
+		}
+	}
+	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT`,
+		t.copied("t."), c.Leaf.Ident(), &where), w)
+	if err != nil {
+		return fail(err)
+	}
+	return rows, nil
+}
+
+// Changes implements [Snapshot].
+func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Position) ([]Change, error) {
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	if !since.IsZero() {
+		if !since.SameServer(s.pos) {
+			return nil, ErrFailedOver
+		}
+		covered, err := since.Covers(s.trimmed)
+		if err != nil {
+			return nil, err
+		}
+		if !covered {
+			return nil, ErrTrimmed
+		}
+	}
+	byRelation := map[uint32]int{}
+	var counts []string
+	for i, t := range tables {
+		for _, r := range t.relations() {
+			byRelation[r.ID] = i
+		}
+		counts = append(counts, fmt.Sprintf(`SELECT %d, (SELECT count(*) FROM %s AS l WHERE %s)`, i, logName(t.ID), unseen(since, "l.heroku_migrator_xid")))
+	}
+	changes := make([]Change, len(tables))
+	rows, err := s.tx.Query(ctx, strings.Join(counts, "\nUNION ALL\n"))
+	if err != nil {
+		return nil, fmt.Errorf("count changes: %w", err)
+	}
+	var at int
+	var n int64
+	if _, err := pgx.ForEachRow(rows, []any{&at, &n}, func() error {
+		changes[at].Rows = n
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("count changes: %w", err)
+	}
+	rows, err = s.tx.Query(ctx, `SELECT DISTINCT relid FROM heroku_migrator.truncated WHERE `+unseen(since, "xid"))
+	if err != nil {
+		return nil, fmt.Errorf("read truncations: %w", err)
+	}
+	var relid uint32
+	if _, err := pgx.ForEachRow(rows, []any{&relid}, func() error {
+		if i, ok := byRelation[relid]; ok {
+			for _, r := range tables[i].relations() {
+				if r.ID == relid {
+					changes[i].Truncated = append(changes[i].Truncated, r)
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read truncations: %w", err)
+	}
+	var list []Change
+	for i, c := range changes {
+		if c.Rows > 0 || len(c.Truncated) > 0 {
+			c.Table = tables[i]
+			list = append(list, c)
+		}
+	}
+	return list, nil
+}
+
+// unseen is the condition that a transaction, known to be visible now, was not visible at the position.
+func unseen(since Position, xid string) string {
+	if since.IsZero() {
+		return "true"
+	}
+	return fmt.Sprintf("NOT pg_visible_in_snapshot(%s, '%s'::pg_snapshot)", xid, since.Snapshot)
+}
+
+// changedKeys is the query for the keys that changed since the position.
+func changedKeys(t *Table, since Position) string {
+	return fmt.Sprintf(`SELECT DISTINCT %s FROM %s WHERE %s`, t.keyList(""), logName(t.ID), unseen(since, "heroku_migrator_xid"))
+}
+
+// CopyKeys implements [Snapshot].
+func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
+	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+changedKeys(t, since)+`) TO STDOUT`, w)
+	if err != nil {
+		return n, fmt.Errorf("read changed keys of %s: %w", t, err)
+	}
+	return n, nil
+}
+
+// CopyRows implements [Snapshot]. OFFSET 0 keeps the lookups apart: one index probe a key, whatever the
+// planner believes of a log that has no statistics.
+func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
+	ops, err := s.keyEquals(ctx, t)
+	if err != nil {
+		return 0, err
+	}
+	n, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`
+		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT`,
+		t.copied("r."), changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k.")), w)
+	if err != nil {
+		return n, fmt.Errorf("read changed rows of %s: %w", t, err)
+	}
+	return n, nil
+}
+
+// Sequences implements [Snapshot]. Sequences are outside of transactions: what is read is their state now.
+func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
+	relations, err := listSequences(ctx, s.tx)
+	if err != nil {
+		return nil, fmt.Errorf("list sequences: %w", err)
+	}
+	list := make([]Sequence, len(relations))
+	for i, r := range relations {
+		list[i].Relation = r
+		err := s.tx.QueryRow(ctx, `SELECT last_value, is_called FROM `+r.Ident()).Scan(&list[i].LastValue, &list[i].IsCalled)
+		if err != nil {
+			return nil, fmt.Errorf("read sequence %s: %w", r, err)
+		}
+	}
+	return list, nil
+}
+
+// Digest implements [Snapshot].
+func (s *herokuSnapshot) Digest(ctx context.Context, t *Table) (Digest, error) {
+	return digest(ctx, s.tx, t)
+}

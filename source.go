@@ -1,0 +1,264 @@
+package migrator
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// SchemaName is the schema of our own, on the source (change logs) and on the target (journal).
+// Every object that we make outside of it has a name that begins with it.
+const SchemaName = "heroku_migrator"
+
+// Source is the database that is left. The implementation for Heroku, which captures changes by
+// triggers, is [Heroku]; a team can wrap it, or write its own.
+//
+// Methods may be called concurrently. All of them return when their context is done, and leave
+// nothing half done.
+type Source interface {
+	// Identify tells who and what the server is.
+	Identify(ctx context.Context) (Identity, error)
+
+	// Inspect runs the source's part of preflight. It changes nothing. A finding says that the
+	// database is not fit; an error, that the inspection could not be made.
+	Inspect(ctx context.Context) ([]Finding, error)
+
+	// Catalog lists the tables to be moved, with their keys, columns and sizes.
+	Catalog(ctx context.Context) (*Catalog, error)
+
+	// DumpSchema returns the definition of everything but the rows, in an order in which it can be created.
+	DumpSchema(ctx context.Context) ([]SchemaObject, error)
+
+	// Claim makes the migration known on the source and its epoch the only one that may change
+	// anything of ours there. It is called by a process that has just taken the lead on the target,
+	// and fails with [ErrLostLead] if a later epoch has claimed the source. With create false, it
+	// does nothing where no migration was claimed before.
+	Claim(ctx context.Context, claim Claim, create bool) error
+
+	// Capture makes every later change to the table leave its key in the table's change log (I1).
+	// It returns once that is committed. Where it is installed already, it does nothing. The
+	// returned error is [ErrBusy] when one attempt did not get its locks; attempts are short, so
+	// that the application never waits long, and the caller repeats them.
+	Capture(ctx context.Context, table *Table) error
+
+	// Snapshot opens an instant for reading.
+	Snapshot(ctx context.Context) (Snapshot, error)
+
+	// Trim forgets the changes to the tables that are visible at the position, which must be
+	// durable on the target.
+	Trim(ctx context.Context, tables []*Table, upTo Position) error
+
+	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
+	// changed these rows: the next round compares them anew. With all true, every row of the table.
+	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
+
+	// Fence refuses every write to the tables from now on (I5), after the last transaction that
+	// wrote to one of them has ended. One attempt; it fails with [ErrBusy], and nothing has
+	// happened, if a transaction was in the way.
+	Fence(ctx context.Context, tables []*Table) error
+
+	// Unfence lets the application write again. It does nothing if there is no fence.
+	Unfence(ctx context.Context) error
+
+	// Release removes everything of ours (I8). It is repeated until it succeeds, so it has to go
+	// on where it was interrupted.
+	Release(ctx context.Context) error
+
+	// Close frees what the source holds in this process.
+	Close()
+}
+
+// Snapshot is one instant of the source. It must be closed; it may not be used concurrently.
+type Snapshot interface {
+	// Position tells which transactions the snapshot sees.
+	Position() Position
+
+	// CopyChunk writes the chunk's rows, in COPY text format with the columns of table.Columns, but
+	// for those whose key is in the change log. It fails with [ErrRewritten] when the relation was
+	// rewritten since the chunk was planned.
+	CopyChunk(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
+
+	// Changes tells which of the tables have changes that are visible here and were not visible at
+	// the position given (the zero position: since capture).
+	Changes(ctx context.Context, tables []*Table, since Position) ([]Change, error)
+
+	// CopyKeys writes the keys of these changes, each once, in COPY text format.
+	CopyKeys(ctx context.Context, table *Table, since Position, w io.Writer) (keys int64, err error)
+
+	// CopyRows writes the rows that have these keys now, in COPY text format.
+	CopyRows(ctx context.Context, table *Table, since Position, w io.Writer) (rows int64, err error)
+
+	// Sequences reads every sequence.
+	Sequences(ctx context.Context) ([]Sequence, error)
+
+	// Digest summarises the table's rows, so that two databases can be compared.
+	Digest(ctx context.Context, table *Table) (Digest, error)
+
+	// Close ends the snapshot.
+	Close(ctx context.Context) error
+}
+
+// Identity is what a server says of itself.
+type Identity struct {
+	System     string // system identifier
+	Timeline   int64
+	Database   string
+	Role       string
+	Version    int    // as server_version_num: 150018
+	VersionStr string // 15.18
+	Encoding   string
+	Size       int64 // bytes of the database
+	Host       string
+	Port       int
+}
+
+// Major is the major version: 15.
+func (i Identity) Major() int { return i.Version / 10000 }
+
+// Claim says which migration, and which process of it, wants to change the source.
+type Claim struct {
+	Migration string // a UUID made when the migration began
+	Epoch     int64
+}
+
+// Catalog is what is to be moved.
+type Catalog struct {
+	Tables    []*Table
+	Sequences []Relation
+}
+
+// Relation names a relation.
+type Relation struct {
+	ID     uint32 `json:"id"` // its OID on the source
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+}
+
+// Ident is the relation's name, quoted for SQL.
+func (r Relation) Ident() string { return pgx.Identifier{r.Schema, r.Name}.Sanitize() }
+
+func (r Relation) String() string { return r.Schema + "." + r.Name }
+
+// TableKind tells how the changes of a table can be seen.
+type TableKind string
+
+// The kinds of tables.
+const (
+	KindOrdinary    TableKind = "ordinary"
+	KindPartitioned TableKind = "partitioned" // the root of a partitioned table, with all its leaves
+	KindInherited   TableKind = "inherited"   // parent or child of classic inheritance
+)
+
+// Table is a unit of migration: an ordinary table, or a partitioned table with all its partitions.
+type Table struct {
+	Relation
+	Kind    TableKind `json:"kind"`
+	Columns []Column  `json:"columns"`
+	Key     []string  `json:"key"` // columns of a NOT NULL unique key; empty if there is none
+	Leaves  []Leaf    `json:"leaves"`
+	Rows    int64     `json:"rows"` // an estimate
+}
+
+// Leaf is a relation that holds rows of a table: the table itself, or a partition.
+type Leaf struct {
+	Relation
+	Filenode uint32 `json:"filenode"`
+	Pages    int64  `json:"pages"` // of the heap
+	Bytes    int64  `json:"bytes"` // heap and TOAST
+}
+
+// Column is a column of a table.
+type Column struct {
+	Name      string `json:"name"`
+	Type      string `json:"type"`
+	NotNull   bool   `json:"not_null,omitempty"`
+	Generated bool   `json:"generated,omitempty"`
+}
+
+// Bytes is the size on disk of the table's rows, TOAST counted.
+func (t *Table) Bytes() int64 {
+	var n int64
+	for _, l := range t.Leaves {
+		n += l.Bytes
+	}
+	return n
+}
+
+// Only is the table's name for FROM, without the rows of tables that inherit from it.
+func (t *Table) Only() string {
+	if t.Kind == KindPartitioned {
+		return t.Ident()
+	}
+	return "ONLY " + t.Ident()
+}
+
+// copied returns the quoted columns that are copied, each with the prefix: generated ones are
+// computed again by the target.
+func (t *Table) copied(prefix string) string {
+	var b []string
+	for _, c := range t.Columns {
+		if !c.Generated {
+			b = append(b, prefix+quoteName(c.Name))
+		}
+	}
+	return strings.Join(b, ", ")
+}
+
+// keyList returns the quoted key columns, each with the prefix.
+func (t *Table) keyList(prefix string) string {
+	b := make([]string, len(t.Key))
+	for i, k := range t.Key {
+		b[i] = prefix + quoteName(k)
+	}
+	return strings.Join(b, ", ")
+}
+
+// sameShape tells whether two catalog entries describe the same table, for the search of drift.
+func (t *Table) sameShape(o *Table) bool {
+	sameLeaves := len(t.Leaves) == len(o.Leaves)
+	for i := 0; sameLeaves && i < len(t.Leaves); i++ {
+		sameLeaves = t.Leaves[i].Relation == o.Leaves[i].Relation
+	}
+	return t.Relation == o.Relation && t.Kind == o.Kind && sameLeaves &&
+		slices.Equal(t.Columns, o.Columns) && slices.Equal(t.Key, o.Key)
+}
+
+// Chunk is a part of a table that is copied in one transaction: a range of pages of one leaf.
+type Chunk struct {
+	Table uint32   `json:"table"`
+	No    int      `json:"no"`
+	Plan  int      `json:"plan"` // counts how often the table's copy was planned
+	Leaf  Relation `json:"leaf"`
+	// Filenode is the leaf's at planning: row addresses are good for this file alone.
+	Filenode uint32 `json:"filenode"`
+	From     int64  `json:"from"`  // first page
+	To       int64  `json:"to"`    // page after the last; -1: to the end
+	Bytes    int64  `json:"bytes"` // planned share of the table's bytes on disk
+}
+
+// Change says that a table has changed.
+type Change struct {
+	Table *Table
+	// Rows is how many entries the change log has: an upper bound of the rows changed.
+	Rows int64
+	// Truncated are the relations that were emptied by TRUNCATE: the table, or leaves of it.
+	Truncated []Relation
+}
+
+// Sequence is the state of a sequence.
+type Sequence struct {
+	Relation
+	LastValue int64
+	IsCalled  bool
+}
+
+// Digest summarises rows, independent of their order.
+type Digest struct {
+	Rows int64
+	Sum  string
+}
+
+func quoteName(name string) string { return pgx.Identifier{name}.Sanitize() }

@@ -1,0 +1,202 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Status is where a migration stands: the /status object, in the names that scripts know.
+type Status struct {
+	Phase       Phase    `json:"phase"`
+	State       RunState `json:"state"`
+	StartedAt   *string  `json:"started_at"`
+	SwitchedAt  *string  `json:"switched_at"`
+	CompletedAt *string  `json:"completed_at"`
+	Error       *string  `json:"error"`
+	Message     string   `json:"message"`
+
+	CutoverReadiness ReadinessStatus `json:"cutover_readiness"`
+	ProgressSignals  ProgressSignals `json:"progress_signals"`
+
+	// LagSeconds is the age of the oldest change that the target may not have yet; null before the first round.
+	LagSeconds *float64       `json:"lag_seconds"`
+	Leader     string         `json:"leader,omitempty"`
+	Report     *SwitchReport  `json:"switch_report,omitempty"`
+	Tables     []TableSummary `json:"tables"`
+	// Skipped are objects of the schema that could not be created on the target and were left out.
+	Skipped []string `json:"skipped_objects,omitempty"`
+}
+
+// ReadinessStatus tells whether the switch can be made.
+type ReadinessStatus struct {
+	Level        string   `json:"level"` // not_ready, blocked, warning, ready
+	CanForce     bool     `json:"can_force"`
+	HardBlockers []string `json:"hard_blockers"`
+	SoftBlockers []string `json:"soft_blockers"`
+}
+
+// ProgressSignals are figures of progress.
+type ProgressSignals struct {
+	TablePhase       map[TableState]int `json:"table_phase"`
+	ByteWeighted     ByteWeighted       `json:"byte_weighted"`
+	ReplicationDelay ReplicationDelay   `json:"replication_delay"`
+	ThroughputETA    ThroughputETA      `json:"throughput_eta"`
+	EventChecklist   map[string]bool    `json:"event_checklist"`
+	StallDetection   StallDetection     `json:"stall_detection"`
+}
+
+// ByteWeighted is the copy's progress in bytes on disk.
+type ByteWeighted struct {
+	CopiedBytes int64   `json:"copied_bytes"`
+	TotalBytes  int64   `json:"total_bytes"`
+	Percent     float64 `json:"percent"`
+}
+
+// ReplicationDelay is how far the target is behind.
+type ReplicationDelay struct {
+	Seconds     *float64 `json:"seconds"`
+	Rounds      int64    `json:"rounds"`
+	RowsApplied int64    `json:"rows_applied"`
+}
+
+// ThroughputETA is the copy's speed and what is left of it.
+type ThroughputETA struct {
+	BytesPerSecond float64  `json:"bytes_per_second"`
+	ETASeconds     *float64 `json:"eta_seconds"`
+}
+
+// StallDetection tells whether something should move and does not.
+type StallDetection struct {
+	Stalled bool   `json:"stalled"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// TableSummary is the progress of one table.
+type TableSummary struct {
+	Schema      string     `json:"schema"`
+	Name        string     `json:"name"`
+	State       TableState `json:"state"`
+	RowsCopied  int64      `json:"rows_copied"`
+	BytesCopied int64      `json:"bytes_copied"`
+	BytesTotal  int64      `json:"bytes_total"`
+}
+
+// Status reads where the migration stands. It changes nothing, and works in any process. Without a
+// migration, the phase is waiting.
+func (m *Migrator) Status(ctx context.Context) (*Status, error) {
+	st := &Status{
+		Phase: PhaseWaiting, State: StateRunning, Message: "no migration is recorded in the target database", Tables: []TableSummary{},
+		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{}},
+		ProgressSignals:  ProgressSignals{TablePhase: map[TableState]int{}, EventChecklist: map[string]bool{}},
+	}
+	s, err := m.journal.State(ctx)
+	if errors.Is(err, ErrNoMigration) {
+		return st, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	tables, err := m.journal.Tables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	objects, err := m.journal.Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st.Phase, st.State, st.Message, st.Leader, st.Report = s.Phase, s.Run, s.Message, s.Holder, s.Report
+	st.StartedAt, st.SwitchedAt, st.CompletedAt = timeText(&s.StartedAt), timeText(s.SwitchedAt), timeText(s.CompletedAt)
+	if s.Error != "" {
+		st.Error = &s.Error
+	}
+	for _, o := range objects {
+		if o.State == ObjectSkipped {
+			st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
+		}
+	}
+	st.addProgress(s, tables)
+	if s.Phase == PhaseReplicating {
+		st.addReadiness(ctx, m, s)
+	}
+	return st, nil
+}
+
+func (st *Status) addProgress(s *State, tables []TableStatus) {
+	p := &st.ProgressSignals
+	for _, t := range tables {
+		st.Tables = append(st.Tables, TableSummary{
+			Schema: t.Table.Schema, Name: t.Table.Name, State: t.State,
+			RowsCopied: t.RowsCopied, BytesCopied: t.BytesCopied, BytesTotal: t.BytesTotal,
+		})
+		p.TablePhase[t.State]++
+		p.ByteWeighted.CopiedBytes += t.BytesCopied
+		p.ByteWeighted.TotalBytes += t.BytesTotal
+	}
+	if p.ByteWeighted.TotalBytes > 0 {
+		p.ByteWeighted.Percent = float64(p.ByteWeighted.CopiedBytes) / float64(p.ByteWeighted.TotalBytes) * 100
+	}
+	p.ReplicationDelay.Rounds, p.ReplicationDelay.RowsApplied = s.Rounds, s.RowsApplied
+	if s.SyncedAt != nil {
+		lag := s.SyncedAge
+		if s.Phase == PhaseSwitched || s.Phase == PhaseCleaningUp {
+			lag = 0
+		}
+		st.LagSeconds, p.ReplicationDelay.Seconds = &lag, &lag
+	}
+	const quiet = 60
+	switch {
+	case s.Phase == PhaseReplicating && s.Run == StateRunning && s.SyncedAt != nil && s.SyncedAge > quiet:
+		p.StallDetection = StallDetection{true, fmt.Sprintf("no round was finished for %.0f seconds: is a process running?", s.SyncedAge)}
+	case s.Phase == PhaseCopying:
+		if took := time.Since(s.PhaseAt).Seconds(); took > 1 {
+			p.ThroughputETA.BytesPerSecond = float64(p.ByteWeighted.CopiedBytes) / took
+			if left := p.ByteWeighted.TotalBytes - p.ByteWeighted.CopiedBytes; p.ThroughputETA.BytesPerSecond > 0 {
+				eta := float64(left) / p.ThroughputETA.BytesPerSecond
+				p.ThroughputETA.ETASeconds = &eta
+			}
+		}
+	}
+	reached := map[Phase]int{
+		PhaseStarting: 0, PhaseConfiguring: 1, PhaseReadyToCopy: 2, PhaseCopying: 3, PhaseRebuildingIndexes: 4,
+		PhaseReplicating: 5, PhaseSwitched: 6, PhaseCleaningUp: 7,
+	}
+	phase := s.Phase
+	if phase == PhaseError {
+		phase = s.Resume
+	}
+	n := reached[phase]
+	p.EventChecklist = map[string]bool{
+		"preflight": n > 0, "schema_cloned": n > 1, "changes_captured": n > 1, "copied": n > 3, "indexes_built": n > 4,
+		"in_sync": n > 5 || (n == 5 && s.SyncedAt != nil), "switched": n > 5,
+	}
+}
+
+func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State) {
+	r := &st.CutoverReadiness
+	hard, soft, err := Readiness(ctx, m.cfg.Source, m.cfg.Target)
+	if err != nil {
+		hard = append(hard, fmt.Sprintf("The source cannot be read: %v.", err))
+	}
+	if s.Run == StatePaused {
+		hard = append(hard, "The migration is paused: resume it first.")
+	}
+	r.HardBlockers, r.SoftBlockers = append(r.HardBlockers, hard...), append(r.SoftBlockers, soft...)
+	switch {
+	case len(hard) > 0:
+		r.Level = "blocked"
+	case len(soft) > 0:
+		r.Level, r.CanForce = "warning", true
+	default:
+		r.Level, r.CanForce = "ready", true
+	}
+}
+
+func timeText(t *time.Time) *string {
+	if t == nil {
+		return nil
+	}
+	text := t.UTC().Format(time.RFC3339Nano)
+	return &text
+}

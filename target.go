@@ -1,0 +1,89 @@
+package migrator
+
+import (
+	"context"
+	"io"
+)
+
+// Target is the database that is moved to. The implementation for PlanetScale is [PlanetScale]; it works
+// with any Postgres whose role owns its database.
+//
+// Methods may be called concurrently. Those that change anything do so in one transaction, which checks
+// at its end that this process still leads (I6): they fail with [ErrLostLead] otherwise, or with
+// [ErrNotLeader] if it never did. When their context is done they return, and nothing is committed.
+type Target interface {
+	// Identify tells who and what the server is.
+	Identify(ctx context.Context) (Identity, error)
+
+	// Inspect runs the target's part of preflight. It changes nothing.
+	Inspect(ctx context.Context) ([]Finding, error)
+
+	// Journal is where the migration's state is kept, in the same database as its rows.
+	Journal() *Journal
+
+	// AppliesSilently tells whether foreign keys and triggers stay silent while changes are applied
+	// (session_replication_role can be set). If not, they have to be created at the switch.
+	AppliesSilently(ctx context.Context) (bool, error)
+
+	// Create creates the objects and marks them done in the journal.
+	Create(ctx context.Context, objects []SchemaObject) error
+
+	// CopyChunk claims a chunk that nobody is copying, hands it to read, and commits what read wrote
+	// together with the chunk's "done" (I3). It returns nil, nil when there is no chunk to claim.
+	CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error)
+
+	// Restart empties a table whose chunks mean nothing any more, and replaces them by a new plan.
+	// It does nothing if the table has been planned anew since plan number after.
+	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) error
+
+	// Apply brings the tables of a round to the snapshot's state and commits that together with the new
+	// position (I3, I4).
+	Apply(ctx context.Context, snapshot Snapshot, round Round) error
+
+	// Analyze collects the planner's statistics of a table.
+	Analyze(ctx context.Context, table *Table) error
+
+	// Switch makes the target complete: sequences, what could not be created before, capture of what
+	// is written from now on, and the phase switched. One transaction.
+	Switch(ctx context.Context, final Final) error
+
+	// Revert takes back what Switch did and sets the phase replicating, in one transaction that locks
+	// out writers. Keys of rows that were written since the switch are first handed to touch, table by
+	// table; if there are any and force is false, it fails with a [*RefusedError].
+	Revert(ctx context.Context, tables []*Table, force bool, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
+
+	// Release stops the capture that Switch installed. It is repeated until it succeeds.
+	Release(ctx context.Context) error
+
+	// Digest summarises the table's rows.
+	Digest(ctx context.Context, table *Table) (Digest, error)
+
+	// Close frees what the target holds in this process.
+	Close()
+}
+
+// ReadChunk writes the chunk's rows in COPY text format and returns their number.
+type ReadChunk func(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
+
+// Round is what one round carries.
+type Round struct {
+	// Changes are the tables that changed, with the position since which.
+	Changes []RoundChange
+	// Joining are tables that are complete with this round and carried by all later ones.
+	Joining []*Table
+}
+
+// RoundChange is a change and the position from which on it is carried: the zero position for a table that
+// was not carried before.
+type RoundChange struct {
+	Change
+	Since Position
+}
+
+// Final is what a switch commits.
+type Final struct {
+	Tables    []*Table
+	Sequences []Sequence
+	Objects   []SchemaObject
+	Report    SwitchReport
+}

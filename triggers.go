@@ -1,0 +1,175 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// captureSQL holds the statements that install capture for one table, in the three steps in which they
+// are run. See ARCHITECTURE.md, Capture.
+type captureSQL struct {
+	prepare string   // log and function: nobody waits for these
+	lock    []string // relations to lock before
+	attach  string   // triggers
+}
+
+// buildCapture writes the statements. always makes the triggers fire for sessions with
+// session_replication_role = replica too.
+func buildCapture(t *Table, ops []string, always bool) captureSQL {
+	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
+	var c captureSQL
+	c.prepare = fmt.Sprintf(`
+		CREATE TABLE %[1]s AS SELECT %[2]s FROM %[3]s WITH NO DATA;
+		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();
+		CREATE FUNCTION %[4]s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+		BEGIN
+			INSERT INTO %[1]s (%[2]s) VALUES (%[5]s);
+			RETURN NULL;
+		END $capture$;`, log, t.keyList(""), t.Only(), fn, t.keyList("OLD."))
+
+	var b strings.Builder
+	trigger := func(on Relation, name, rest string) {
+		fmt.Fprintf(&b, "CREATE TRIGGER heroku_migrator_%s %s;\n", name, rest)
+		if always {
+			fmt.Fprintf(&b, "ALTER TABLE %s ENABLE ALWAYS TRIGGER heroku_migrator_%s;\n", on.Ident(), name)
+		}
+	}
+	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
+	if t.Kind == KindOrdinary {
+		c.prepare += fmt.Sprintf(`
+			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+			#variable_conflict use_column
+			BEGIN
+				INSERT INTO %[1]s (%[2]s) SELECT %[2]s FROM heroku_migrator_rows;
+				RETURN NULL;
+			END $capture$;`, log, t.keyList(""), fn)
+		for _, e := range []struct{ name, event, rows string }{
+			{"insert", "INSERT", "NEW"}, {"update", "UPDATE", "NEW"}, {"delete", "DELETE", "OLD"},
+		} {
+			trigger(t.Relation, e.name, fmt.Sprintf(`AFTER %s ON %s REFERENCING %s TABLE AS heroku_migrator_rows
+				FOR EACH STATEMENT EXECUTE FUNCTION %s()`, e.event, t.Ident(), e.rows, fn))
+		}
+	} else {
+		// Row-level: Postgres clones these to every partition, present and future, and a statement on
+		// an inheritance parent fires those of the children whose rows it changes.
+		c.prepare += fmt.Sprintf(`
+			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+			BEGIN
+				INSERT INTO %[1]s (%[2]s) VALUES (%[4]s);
+				RETURN NULL;
+			END $capture$;`, log, t.keyList(""), fn, t.keyList("NEW."))
+		trigger(t.Relation, "write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
+		trigger(t.Relation, "delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
+	}
+	trigger(t.Relation, "key", fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
+	for _, r := range t.relations() {
+		trigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.truncate()`, r.Ident()))
+	}
+	c.attach = b.String()
+	c.lock = []string{t.Only()} // a partitioned root brings its partitions
+	return c
+}
+
+func logName(id uint32) string { return fmt.Sprintf("%s.changes_%d", SchemaName, id) }
+
+// relations lists the table and the leaves that differ from it.
+func (t *Table) relations() []Relation {
+	list := []Relation{t.Relation}
+	for _, l := range t.Leaves {
+		if l.ID != t.ID {
+			list = append(list, l.Relation)
+		}
+	}
+	return list
+}
+
+// Capture implements [Source].
+func (h *Heroku) Capture(ctx context.Context, t *Table) error {
+	if len(t.Key) == 0 {
+		return fmt.Errorf("capture %s: %w", t, errNoKey)
+	}
+	err := h.change(ctx, func(tx pgx.Tx) error {
+		var done bool
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1)`, t.ID).Scan(&done)
+		if err != nil || done {
+			return err
+		}
+		ops, err := keyEquals(ctx, tx, t)
+		if err != nil {
+			return err
+		}
+		c := buildCapture(t, ops, true)
+		if _, err := tx.Exec(ctx, c.prepare); err != nil {
+			if sqlState(err) == "55P03" {
+				return fmt.Errorf("%w: %w", ErrBusy, err)
+			}
+			return err
+		}
+		if err := lockAgainstWriters(ctx, tx, c.lock); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, c.attach); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, kind, key) VALUES ($1, $2, $3)`, t.ID, string(t.Kind), t.Key)
+		return err
+	})
+	if errors.Is(err, ErrBusy) {
+		return fmt.Errorf("capture %s: %w %s", t, err, holders(ctx, h.pool, t.relations()))
+	}
+	if err != nil {
+		return fmt.Errorf("capture %s: %w", t, err)
+	}
+	return nil
+}
+
+// Trim implements [Source]. The mark of how far the log was trimmed is kept, so that a target that
+// went back to an earlier position is noticed.
+func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error {
+	err := h.change(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET trimmed = $1`, upTo.String()); err != nil {
+			return err
+		}
+		for _, t := range tables {
+			_, err := tx.Exec(ctx, `DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot)`, upTo.Snapshot)
+			if err != nil {
+				return err
+			}
+			ids := make([]uint32, 0, len(t.Leaves)+1)
+			for _, r := range t.relations() {
+				ids = append(ids, r.ID)
+			}
+			_, err = tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid = ANY ($1::oid[]) AND pg_visible_in_snapshot(xid, $2::pg_snapshot)`, ids, upTo.Snapshot)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("trim the change logs: %w", err)
+	}
+	return nil
+}
+
+// Touch implements [Source].
+func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) error {
+	err := h.change(ctx, func(tx pgx.Tx) error {
+		if all {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID), t.keyList(""), t.keyList(""), t.Only())); err != nil {
+				return err
+			}
+		}
+		_, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, logName(t.ID), t.keyList("")), keys)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("touch rows of %s: %w", t, err)
+	}
+	return nil
+}
