@@ -64,7 +64,7 @@ func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) err
 			if err := journal.MarkCaptured(ctx, t); err != nil {
 				return err
 			}
-			log.InfoContext(ctx, "capture installed", "table", t.String())
+			log.DebugContext(ctx, "capture installed", "table", t.String())
 			notify(cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseConfiguring, Table: t, Message: t.String() + ": changes are captured"})
 		}
 		todo = busy

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -123,12 +124,9 @@ func keyEquals(ctx context.Context, q querier, t *Table) ([]string, error) {
 
 // matchKey returns the condition that two rows have the same key.
 func matchKey(t *Table, ops []string, left, right string) string {
-	var cond string
+	conditions := make([]string, len(t.Key))
 	for i, k := range t.Key {
-		if i > 0 {
-			cond += " AND "
-		}
-		cond += left + quoteName(k) + " " + ops[i] + " " + right + quoteName(k)
+		conditions[i] = left + quoteName(k) + " " + ops[i] + " " + right + quoteName(k)
 	}
-	return cond
+	return strings.Join(conditions, " AND ")
 }

@@ -273,7 +273,7 @@ func (m *Migrator) serveOnce(ctx context.Context) error {
 	if err != nil || lead == nil {
 		return err
 	}
-	defer lead.Release()
+	defer lead.Release() //nolint:contextcheck // it has to happen whatever became of the context
 	if err := m.begin(ctx, lead); err != nil {
 		return err
 	}

@@ -94,7 +94,7 @@ func (c *copier) plan(ctx context.Context) error {
 		return err
 	}
 	for _, t := range todo {
-		if err := c.replan(ctx, t.Table, t.Plan, now); err != nil {
+		if _, err := c.replan(ctx, t.Table, t.Plan, now); err != nil {
 			return err
 		}
 	}
@@ -114,10 +114,10 @@ func (c *copier) current(ctx context.Context) (map[uint32]*Table, error) {
 	return byID, nil
 }
 
-func (c *copier) replan(ctx context.Context, t *Table, after int, now map[uint32]*Table) error {
+func (c *copier) replan(ctx context.Context, t *Table, after int, now map[uint32]*Table) (bool, error) {
 	current, ok := now[t.ID]
 	if !ok {
-		return fmt.Errorf("%s was dropped on the source since the migration began: abort, and start again with an empty target", t)
+		return false, fmt.Errorf("%s was dropped on the source since the migration began: abort, and start again with an empty target", t)
 	}
 	return c.dst.Restart(ctx, current, after, PlanChunks(current, c.cfg.ChunkBytes))
 }
@@ -198,15 +198,16 @@ func (c *copier) restart(ctx context.Context, chunk *Chunk) error {
 	}
 	t, ok := now[chunk.Table]
 	if !ok {
-		t = &Table{Relation: chunk.Leaf}
+		t = &Table{Relation: Relation{ID: chunk.Table, Schema: chunk.Leaf.Schema, Name: chunk.Leaf.Name}}
+	}
+	restarted, err := c.replan(ctx, t, chunk.Plan, now)
+	if err != nil || !restarted { // another worker noticed it first
+		return err
 	}
 	message := fmt.Sprintf("%s was rewritten on the source (VACUUM FULL, CLUSTER, TRUNCATE or ALTER TABLE): its copy starts over", t)
 	c.cfg.Logger.WarnContext(ctx, message)
 	notify(c.cfg.OnEvent, Event{Kind: EventWarning, Phase: PhaseCopying, Table: t, Message: message})
-	if err := c.dst.Journal().Record(ctx, Event{Kind: EventWarning, Message: message}); err != nil {
-		return err
-	}
-	return c.replan(ctx, &Table{Relation: Relation{ID: chunk.Table, Schema: t.Schema, Name: t.Name}}, chunk.Plan, now)
+	return c.dst.Journal().Record(ctx, Event{Kind: EventWarning, Message: message})
 }
 
 func (c *copier) left(ctx context.Context) (int, error) {

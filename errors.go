@@ -29,7 +29,7 @@ var (
 	ErrRewritten = errors.New("the table was rewritten since its copy was planned")
 
 	// ErrBusy is returned when locks could not be had in the time allowed. Nothing was changed.
-	ErrBusy = errors.New("locks could not be had in time; nothing was changed")
+	ErrBusy = errors.New("locks could not be had in the time allowed")
 
 	// ErrTrimmed is returned when the target stands before the point up to which the source's change
 	// log was trimmed: the target lost commits that it had acknowledged.

@@ -61,7 +61,7 @@ func (h *Heroku) Fence(ctx context.Context, tables []*Table) error {
 		return err
 	})
 	if errors.Is(err, ErrBusy) {
-		return fmt.Errorf("fence the source: %w %s", err, holders(ctx, h.pool, relations))
+		return fmt.Errorf("fence the source: %w; %s", err, holders(ctx, h.pool, relations))
 	}
 	if err != nil {
 		return fmt.Errorf("fence the source: %w", err)

@@ -183,7 +183,7 @@ func lockAgainstWriters(ctx context.Context, tx pgx.Tx, relations []string) erro
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return fmt.Errorf("%w: %w", ErrBusy, err)
+		return ErrBusy
 	}
 	if err != nil {
 		return err
@@ -225,9 +225,9 @@ func holders(ctx context.Context, q querier, relations []Relation) string {
 	}
 	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil || len(list) == 0 {
-		return ""
+		return "who was in the way is gone"
 	}
-	return "held by " + strings.Join(list, ", ")
+	return "in the way: " + strings.Join(list, ", ")
 }
 
 var errNoKey = errors.New("it has no NOT NULL unique key")

@@ -133,7 +133,7 @@ func (m *Migrator) runOnce(ctx context.Context, until Until, seen *bool) error {
 	}
 	m.leading.Store(true)
 	defer m.leading.Store(false)
-	defer lead.Release()
+	defer lead.Release() //nolint:contextcheck // it has to happen whatever became of the context
 	if err := m.begin(ctx, lead); err != nil {
 		return err
 	}

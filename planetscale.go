@@ -223,8 +223,9 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 }
 
 // Restart implements [Target].
-func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks []Chunk) error {
-	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks []Chunk) (restarted bool, err error) {
+	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+		restarted = false
 		var plan int
 		err := tx.QueryRow(ctx, `SELECT plan FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, t.ID).Scan(&plan)
 		if err != nil || plan != after {
@@ -251,12 +252,13 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 			return err
 		}
 		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying' WHERE id = $1`, t.ID)
+		restarted = err == nil
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("plan the copy of %s: %w", t, err)
+		return false, fmt.Errorf("plan the copy of %s: %w", t, err)
 	}
-	return nil
+	return restarted, nil
 }
 
 // Analyze implements [Target].

@@ -88,19 +88,17 @@ type snapshotText struct {
 
 func parseSnapshot(text string) (snapshotText, error) {
 	var s snapshotText
-	fail := func() (snapshotText, error) {
-		return snapshotText{}, fmt.Errorf("%q is not a snapshot of the form xmin:xmax:xip,…", text)
-	}
+	malformed := fmt.Errorf("%q is not a snapshot of the form xmin:xmax:xip,…", text)
 	parts := strings.Split(text, ":")
 	if len(parts) != 3 {
-		return fail()
+		return s, malformed
 	}
 	var err error
 	if s.xmin, err = strconv.ParseUint(parts[0], 10, 64); err != nil {
-		return fail()
+		return s, malformed
 	}
 	if s.xmax, err = strconv.ParseUint(parts[1], 10, 64); err != nil {
-		return fail()
+		return s, malformed
 	}
 	if parts[2] == "" {
 		return s, nil
@@ -108,7 +106,7 @@ func parseSnapshot(text string) (snapshotText, error) {
 	for field := range strings.SplitSeq(parts[2], ",") {
 		xid, err := strconv.ParseUint(field, 10, 64)
 		if err != nil {
-			return fail()
+			return s, malformed
 		}
 		s.xip = append(s.xip, xid)
 	}

@@ -104,12 +104,7 @@ func Preflight(ctx context.Context, src Source, dst Target, cfg PreflightConfig)
 	return r, ctx.Err()
 }
 
-type inspectable interface {
-	Identify(ctx context.Context) (Identity, error)
-	Inspect(ctx context.Context) ([]Finding, error)
-}
-
-func inspect(ctx context.Context, side string, db inspectable) (Identity, []Finding) {
+func inspect(ctx context.Context, side string, db Database) (Identity, []Finding) {
 	id, err := db.Identify(ctx)
 	if err != nil {
 		return Identity{}, []Finding{{

@@ -76,7 +76,7 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 		switch state := sqlState(err); {
 		case err == nil, state == "42P01", state == "42704": // the table or trigger is gone
 		case (state == "55P03" || state == "57014" || state == "40P01") && ctx.Err() == nil:
-			busy = fmt.Errorf("drop our triggers on %s: %w: %w %s", c, ErrBusy, err, holders(ctx, pool, []Relation{c.Relation}))
+			busy = fmt.Errorf("drop our triggers on %s: %w; %s", c, ErrBusy, holders(ctx, pool, []Relation{c.Relation}))
 		default:
 			return fmt.Errorf("drop our triggers on %s: %w", c, err)
 		}
@@ -91,7 +91,7 @@ func dropSchema(ctx context.Context, begin beginner) error {
 		return err
 	})
 	if sqlState(err) == "55P03" {
-		return fmt.Errorf("drop our schema: %w: %w", ErrBusy, err)
+		return fmt.Errorf("drop our schema: %w", ErrBusy)
 	}
 	if err != nil {
 		return fmt.Errorf("drop our schema: %w", err)

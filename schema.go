@@ -86,8 +86,7 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 		}
 		o := SchemaObject{ID: len(objects) + 1, Type: e.Type, Schema: e.Schema, Name: e.Name, SQL: e.SQL, State: ObjectPending}
 		owner := owners[e.Type+"\x00"+e.Schema+"\x00"+e.Name]
-		o.place(e.Section, owner)
-		objects = append(objects, o)
+		objects = append(objects, o.placed(e.Section, owner))
 	}
 	for _, o := range objects { // in the order of the dump, which is that of their dependencies
 		if o.Type == "MATERIALIZED VIEW" {
@@ -110,8 +109,8 @@ type objectOwner struct {
 	always bool // a trigger that fires in sessions with session_replication_role = replica
 }
 
-// place decides when an object is created.
-func (o *SchemaObject) place(section pgdump.Section, owner objectOwner) {
+// placed decides when an object is created.
+func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaObject {
 	o.Undo = owner.undo
 	switch {
 	case section == pgdump.PreData:
@@ -121,7 +120,8 @@ func (o *SchemaObject) place(section pgdump.Section, owner objectOwner) {
 		}
 	case o.Type == "FK CONSTRAINT":
 		o.Stage = StageForeign
-	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always:
+	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always,
+		o.Type == "COMMENT" && (strings.HasPrefix(o.Name, "TRIGGER ") || strings.HasPrefix(o.Name, "RULE ")):
 		o.Stage = StageSwitch
 	case owner.table != 0 && o.Type != "TRIGGER":
 		o.Stage, o.Table = StageIndexes, owner.table
@@ -131,6 +131,7 @@ func (o *SchemaObject) place(section pgdump.Section, owner objectOwner) {
 	if o.Stage == StageFinish || o.Stage == StageSwitch {
 		o.Table = owner.table
 	}
+	return o
 }
 
 // objectTables maps what pg_restore calls an object to its table: indexes, constraints, triggers, rules.
@@ -139,7 +140,7 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 	rows, err := h.pool.Query(ctx, `
 		WITH rel AS (
 			SELECT c.oid, n.nspname, c.relname, c.relkind,
-			       coalesce((SELECT r.relid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), c.oid) AS root
+			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), c.oid) AS root
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relkind IN ('r', 'p') AND `+userRelations+`)
 		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false
@@ -202,7 +203,8 @@ func CloneSchema(ctx context.Context, src Source, dst Target, cfg CloneSchemaCon
 		}
 		for i := range objects {
 			o := &objects[i]
-			if !capable && (o.Stage == StageForeign || o.Type == "TRIGGER") {
+			constraint := o.Stage == StageFinish && o.Type == "COMMENT" && strings.HasPrefix(o.Name, "CONSTRAINT ")
+			if !capable && (o.Stage == StageForeign || o.Type == "TRIGGER" || constraint) {
 				o.Stage = StageSwitch // they would fire for every change that is applied
 			}
 		}

@@ -19,12 +19,7 @@ const SchemaName = "heroku_migrator"
 // Methods may be called concurrently. All of them return when their context is done, and leave
 // nothing half done.
 type Source interface {
-	// Identify tells who and what the server is.
-	Identify(ctx context.Context) (Identity, error)
-
-	// Inspect runs the source's part of preflight. It changes nothing. A finding says that the
-	// database is not fit; an error, that the inspection could not be made.
-	Inspect(ctx context.Context) ([]Finding, error)
+	Database
 
 	// Catalog lists the tables to be moved, with their keys, columns and sizes.
 	Catalog(ctx context.Context) (*Catalog, error)
@@ -66,8 +61,18 @@ type Source interface {
 	// Release removes everything of ours (I8). It is repeated until it succeeds, so it has to go
 	// on where it was interrupted.
 	Release(ctx context.Context) error
+}
 
-	// Close frees what the source holds in this process.
+// Database is what both ends have in common.
+type Database interface {
+	// Identify tells who and what the server is.
+	Identify(ctx context.Context) (Identity, error)
+
+	// Inspect runs this end's part of preflight. It changes nothing. A finding says that the
+	// database is not fit; an error, that the inspection could not be made.
+	Inspect(ctx context.Context) ([]Finding, error)
+
+	// Close frees what is held in this process.
 	Close()
 }
 
@@ -198,9 +203,13 @@ func (t *Table) Only() string {
 // copied returns the quoted columns that are copied, each with the prefix: generated ones are
 // computed again by the target.
 func (t *Table) copied(prefix string) string {
+	return t.columns(prefix, false)
+}
+
+func (t *Table) columns(prefix string, generated bool) string {
 	var b []string
 	for _, c := range t.Columns {
-		if !c.Generated {
+		if generated || !c.Generated {
 			b = append(b, prefix+quoteName(c.Name))
 		}
 	}

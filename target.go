@@ -12,11 +12,7 @@ import (
 // at its end that this process still leads (I6): they fail with [ErrLostLead] otherwise, or with
 // [ErrNotLeader] if it never did. When their context is done they return, and nothing is committed.
 type Target interface {
-	// Identify tells who and what the server is.
-	Identify(ctx context.Context) (Identity, error)
-
-	// Inspect runs the target's part of preflight. It changes nothing.
-	Inspect(ctx context.Context) ([]Finding, error)
+	Database
 
 	// Journal is where the migration's state is kept, in the same database as its rows.
 	Journal() *Journal
@@ -33,8 +29,8 @@ type Target interface {
 	CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error)
 
 	// Restart empties a table whose chunks mean nothing any more, and replaces them by a new plan.
-	// It does nothing if the table has been planned anew since plan number after.
-	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) error
+	// If the table has been planned anew since plan number after, it does nothing and returns false.
+	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) (bool, error)
 
 	// Apply brings the tables of a round to the snapshot's state and commits that together with the new
 	// position (I3, I4).
@@ -57,9 +53,6 @@ type Target interface {
 
 	// Digest summarises the table's rows.
 	Digest(ctx context.Context, table *Table) (Digest, error)
-
-	// Close frees what the target holds in this process.
-	Close()
 }
 
 // ReadChunk writes the chunk's rows in COPY text format and returns their number.

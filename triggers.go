@@ -106,7 +106,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		c := buildCapture(t, ops, true)
 		if _, err := tx.Exec(ctx, c.prepare); err != nil {
 			if sqlState(err) == "55P03" {
-				return fmt.Errorf("%w: %w", ErrBusy, err)
+				return ErrBusy
 			}
 			return err
 		}
@@ -120,7 +120,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		return err
 	})
 	if errors.Is(err, ErrBusy) {
-		return fmt.Errorf("capture %s: %w %s", t, err, holders(ctx, h.pool, t.relations()))
+		return fmt.Errorf("capture %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
 	}
 	if err != nil {
 		return fmt.Errorf("capture %s: %w", t, err)

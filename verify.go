@@ -81,7 +81,7 @@ func closeSnapshot(ctx context.Context, snap Snapshot) {
 // hash partitions, so it cannot change from one version of Postgres to the next.
 func digest(ctx context.Context, q querier, t *Table) (Digest, error) {
 	row := "''"
-	if cols := t.all("t."); cols != "" {
+	if cols := t.columns("t.", true); cols != "" {
 		row = "ROW(" + cols + `)::text COLLATE "C"`
 	}
 	var d Digest
@@ -92,16 +92,4 @@ func digest(ctx context.Context, q querier, t *Table) (Digest, error) {
 		return d, fmt.Errorf("digest of %s: %w", t, err)
 	}
 	return d, nil
-}
-
-// all returns the quoted columns, generated ones too, each with the prefix.
-func (t *Table) all(prefix string) string {
-	var b string
-	for i, c := range t.Columns {
-		if i > 0 {
-			b += ", "
-		}
-		b += prefix + quoteName(c.Name)
-	}
-	return b
 }

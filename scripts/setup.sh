@@ -37,7 +37,7 @@ if ! have_docker; then
   fi
 # It makes images where none can be pulled. The tests get it themselves if it is missing then.
 elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v debootstrap >/dev/null; then
-  need "to make images for the tests" debootstrap
+  need "a tool to make images for the tests" debootstrap
 fi
 [ ${#packages[@]} -gt 0 ] || exit 0
 

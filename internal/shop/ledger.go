@@ -73,12 +73,12 @@ func (w *Writers) CheckLedger(ctx context.Context, conn *pgx.Conn) error {
 	var writer, seq int64
 	_, err = pgx.ForEachRow(rows, []any{&writer, &seq}, func() error {
 		if writer < 0 || writer >= int64(len(memory)) || seq < 1 {
-			faults.add("writer %d seq %d was never written", writer, seq)
+			faults.addf("writer %d seq %d was never written", writer, seq)
 			return nil
 		}
 		if seq > int64(len(memory[writer])) {
 			if w.stopped() {
-				faults.add("writer %d seq %d was never begun", writer, seq)
+				faults.addf("writer %d seq %d was never begun", writer, seq)
 			}
 			return nil
 		}
@@ -92,11 +92,11 @@ func (w *Writers) CheckLedger(ctx context.Context, conn *pgx.Conn) error {
 		for j, o := range memory[i] {
 			switch n := found[i][j]; {
 			case o == present && n == 0:
-				faults.add("writer %d seq %d was acknowledged and is missing", i, j+1)
+				faults.addf("writer %d seq %d was acknowledged and is missing", i, j+1)
 			case o == absent && n > 0:
-				faults.add("writer %d seq %d was refused or rolled back and is present", i, j+1)
+				faults.addf("writer %d seq %d was refused or rolled back and is present", i, j+1)
 			case n > 1:
-				faults.add("writer %d seq %d is present %d times", i, j+1, n)
+				faults.addf("writer %d seq %d is present %d times", i, j+1, n)
 			}
 		}
 	}
@@ -109,7 +109,7 @@ type faultList struct {
 	total int
 }
 
-func (f *faultList) add(format string, args ...any) {
+func (f *faultList) addf(format string, args ...any) {
 	f.total++
 	if len(f.first) < 10 {
 		f.first = append(f.first, fmt.Sprintf(format, args...))

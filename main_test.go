@@ -1,0 +1,149 @@
+package migrator_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+	"github.com/heroku-migrator/migrator/internal/pgtest"
+	"github.com/heroku-migrator/migrator/internal/shop"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// pair is a source and a target on real servers, with the roles that the platforms give.
+type pair struct {
+	source, target *pgtest.Database
+	pgDump         string
+}
+
+func newPair(t *testing.T, opts ...pgtest.DatabaseOption) *pair {
+	t.Helper()
+	source := pgtest.Shared(t, pgtest.SourceVersion())
+	target := pgtest.Shared(t, pgtest.TargetVersion())
+	tools, err := source.PgTools(t.Context())
+	require.NoError(t, err)
+	return &pair{source: source.NewSource(t), target: target.NewTarget(t, opts...), pgDump: filepath.Join(tools, "pg_dump")}
+}
+
+// open returns both ends, as a process of its own would open them.
+func (p *pair) open(t *testing.T) (*migrator.Heroku, *migrator.PlanetScale) {
+	t.Helper()
+	src, err := migrator.OpenHeroku(t.Context(), p.source.URL, migrator.HerokuConfig{PgDump: p.pgDump})
+	require.NoError(t, err)
+	t.Cleanup(src.Close)
+	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{})
+	require.NoError(t, err)
+	t.Cleanup(dst.Close)
+	return src, dst
+}
+
+func (p *pair) migrator(t *testing.T, change ...func(*migrator.Config)) *migrator.Migrator {
+	t.Helper()
+	src, dst := p.open(t)
+	cfg := migrator.Config{Source: src, Target: dst, Logger: testLogger(t), Copy: migrator.CopyConfig{ChunkBytes: 256 << 10}}
+	for _, c := range change {
+		c(&cfg)
+	}
+	m, err := migrator.New(cfg)
+	require.NoError(t, err)
+	return m
+}
+
+func testLogger(t *testing.T) *slog.Logger {
+	t.Helper()
+	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	if w.t.Context().Err() == nil { // not after the test's end
+		w.t.Log(string(b[:len(b)-1]))
+	}
+	return len(b), nil
+}
+
+// sql runs statements on the source.
+func (p *pair) sql(t *testing.T, statements ...string) {
+	t.Helper()
+	c := p.source.Connect(t)
+	for _, s := range statements {
+		_, err := c.Exec(t.Context(), s)
+		require.NoError(t, err, s)
+	}
+}
+
+// requireEqual compares every row of every table on both sides.
+func (p *pair) requireEqual(t *testing.T) {
+	t.Helper()
+	src, dst := p.open(t)
+	cat, err := src.Catalog(t.Context())
+	require.NoError(t, err)
+	report, err := migrator.Verify(t.Context(), src, dst, cat.Tables, migrator.VerifyConfig{})
+	require.NoError(t, err)
+	require.Empty(t, report.Differences)
+	require.NotZero(t, report.Tables)
+}
+
+// requireNoTrace checks I8.
+func (p *pair) requireNoTrace(t *testing.T) {
+	t.Helper()
+	for _, db := range []*pgtest.Database{p.source, p.target} {
+		c := db.ConnectAdmin(t)
+		var triggers, schemas, functions int
+		require.NoError(t, c.QueryRow(t.Context(), `
+			SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator%'),
+			       (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'heroku\_migrator%'),
+			       (SELECT count(*) FROM pg_proc WHERE proname LIKE 'heroku\_migrator%')`).Scan(&triggers, &schemas, &functions))
+		require.Zero(t, triggers, "triggers left")
+		require.Zero(t, schemas, "schemas left")
+		require.Zero(t, functions, "functions left")
+	}
+}
+
+func (p *pair) shop(t *testing.T, scale float64) {
+	t.Helper()
+	c := p.source.Connect(t)
+	require.NoError(t, shop.Install(t.Context(), c))
+	_, err := shop.Seed(t.Context(), c, scale)
+	require.NoError(t, err)
+}
+
+// acl reads every privilege of the source, as it is stored.
+func (p *pair) acl(t *testing.T) map[string]string {
+	t.Helper()
+	c := p.source.ConnectAdmin(t)
+	rows, err := c.Query(t.Context(), `
+		SELECT 'relation ' || c.oid::regclass::text, coalesce(relacl::text, 'default') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE relkind IN ('r','p','v','m','S') AND nspname NOT LIKE 'pg\_%' AND nspname NOT IN ('information_schema', 'heroku_migrator')
+		UNION ALL
+		SELECT 'column ' || attrelid::regclass::text || '.' || attname, attacl::text FROM pg_attribute WHERE attacl IS NOT NULL
+		UNION ALL
+		SELECT 'schema ' || nspname, coalesce(nspacl::text, 'default') FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'heroku_migrator'
+		UNION ALL
+		SELECT 'database', coalesce(datacl::text, 'default') FROM pg_database WHERE datname = current_database()`)
+	require.NoError(t, err)
+	defer rows.Close()
+	acl := map[string]string{}
+	for rows.Next() {
+		var name, value string
+		require.NoError(t, rows.Scan(&name, &value))
+		acl[name] = value
+	}
+	require.NoError(t, rows.Err())
+	return acl
+}
+
+func withTimeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
