@@ -15,7 +15,12 @@ import (
 	"github.com/heroku-migrator/migrator/internal/shop"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv("CHILD_SOURCE") != "" {
+		os.Exit(child())
+	}
+	os.Exit(pgtest.Main(m))
+}
 
 // pair is a source and a target on real servers, with the roles that the platforms give.
 type pair struct {

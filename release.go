@@ -37,8 +37,10 @@ type beginner func(context.Context, func(pgx.Tx) error) error
 // EXCLUSIVE lock, so tables are released one by one, each in an attempt that gives up soon.
 func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) error {
 	rows, err := pool.Query(ctx, `
-		SELECT t.tgrelid, n.nspname, c.relname, array_agg(t.tgname::text)
+		SELECT t.tgrelid, n.nspname, c.relname, array_agg(t.tgname::text),
+		       coalesce(array_agg(DISTINCT f.proname::text) FILTER (WHERE f.proname LIKE 'capture\_%'), '{}')
 		FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_proc f ON f.oid = t.tgfoid
 		WHERE t.tgname LIKE 'heroku\_migrator\_%' AND t.tgparentid = 0 AND NOT t.tgisinternal
 		GROUP BY 1, 2, 3 ORDER BY 1`)
 	if err != nil {
@@ -46,10 +48,10 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 	}
 	type captured struct {
 		Relation
-		triggers []string
+		triggers, functions []string
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers)
+		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers, &c.functions)
 		return c, err
 	})
 	if err != nil {
@@ -68,8 +70,10 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 			for _, name := range c.triggers {
 				fmt.Fprintf(&b, `DROP TRIGGER %s ON %s;`, quoteName(name), c.Ident())
 			}
-			fmt.Fprintf(&b, `DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d(), heroku_migrator.capture_%[1]d_old();
-				DROP TABLE IF EXISTS %[2]s;`, c.ID, logName(c.ID))
+			for _, name := range c.functions { // named after the table's OID on the source, as its log is
+				log, _ := strings.CutSuffix(strings.Replace(name, "capture_", "changes_", 1), "_old")
+				fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.%s(); DROP TABLE IF EXISTS heroku_migrator.%s;`, name, log)
+			}
 			_, err = tx.Exec(ctx, b.String())
 			return err
 		})

@@ -51,6 +51,7 @@ type Cluster struct {
 	password string
 	log      *tailBuffer
 	server   server
+	grants   sync.Mutex // GRANT … ON PARAMETER of two sessions at once can collide
 }
 
 // server is what differs between a container and a child process.

@@ -102,7 +102,9 @@ func (c *Cluster) create(ctx context.Context, kind string, opts []DatabaseOption
 	if kind == "target" && c.Version >= 15 && !o.noReplicationRole {
 		statements = append(statements, "GRANT SET ON PARAMETER session_replication_role TO "+ident(role))
 	}
+	c.grants.Lock()
 	err := c.adminExec(ctx, "postgres", statements...)
+	c.grants.Unlock()
 	if err == nil && c.Version < 15 {
 		// From 15 on the schema belongs to pg_database_owner anyway.
 		err = c.adminExec(ctx, name, "ALTER SCHEMA public OWNER TO "+ident(role))

@@ -364,7 +364,7 @@ func (s *containerServer) extractTools(ctx context.Context, fresh, dir string) e
 	archive := tar.NewReader(reader)
 	for {
 		header, err := archive.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

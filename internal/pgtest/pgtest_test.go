@@ -13,11 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/heroku-migrator/migrator/internal/pgtest"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/heroku-migrator/migrator/internal/pgtest"
 )
 
 const childVariable = "PGTEST_TEST_CHILD"
@@ -40,8 +41,15 @@ func beKilled() {
 	select {}
 }
 
-func source(t *testing.T) *pgtest.Cluster { return pgtest.Shared(t, pgtest.SourceVersion()) }
-func target(t *testing.T) *pgtest.Cluster { return pgtest.Shared(t, pgtest.TargetVersion()) }
+func source(t *testing.T) *pgtest.Cluster {
+	t.Helper()
+	return pgtest.Shared(t, pgtest.SourceVersion())
+}
+
+func target(t *testing.T) *pgtest.Cluster {
+	t.Helper()
+	return pgtest.Shared(t, pgtest.TargetVersion())
+}
 
 func TestSourceRoleIsLikeHerokus(t *testing.T) {
 	t.Parallel()

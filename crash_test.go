@@ -1,0 +1,156 @@
+package migrator_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+	"github.com/heroku-migrator/migrator/internal/shop"
+)
+
+// child is what the test binary does when it is started as a process that can be killed.
+func child() int {
+	ctx := context.Background()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	src, err := migrator.OpenHeroku(ctx, os.Getenv("CHILD_SOURCE"), migrator.HerokuConfig{PgDump: os.Getenv("CHILD_PG_DUMP")})
+	if err == nil {
+		var dst *migrator.PlanetScale
+		if dst, err = migrator.OpenPlanetScale(ctx, os.Getenv("CHILD_TARGET"), migrator.PlanetScaleConfig{}); err == nil {
+			var m *migrator.Migrator
+			if m, err = migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: migrator.CopyConfig{ChunkBytes: 128 << 10}}); err == nil {
+				err = m.Run(ctx, migrator.Until(os.Getenv("CHILD_UNTIL")))
+			}
+		}
+	}
+	if err != nil {
+		log.Error("child", "error", err)
+		return 1
+	}
+	return 0
+}
+
+func (p *pair) child(t *testing.T, until migrator.Until) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "CHILD_SOURCE="+p.source.URL, "CHILD_TARGET="+p.target.URL, "CHILD_PG_DUMP="+p.pgDump, "CHILD_UNTIL="+string(until))
+	return cmd
+}
+
+type doneChunk struct{ table, no, plan int64 }
+
+// chunks reads which chunks are done, and when that was.
+func (p *pair) chunks(t *testing.T) map[doneChunk]time.Time {
+	t.Helper()
+	done := map[doneChunk]time.Time{}
+	c := p.target.Connect(t)
+	defer c.Close(t.Context()) //nolint:errcheck // it has only read
+	if count(t, c, `SELECT count(*) FROM pg_tables WHERE schemaname = 'heroku_migrator' AND tablename = 'chunks'`) == 0 {
+		return done
+	}
+	rows, err := c.Query(t.Context(), `SELECT table_id, no, (spec->>'plan')::int8, done_at FROM heroku_migrator.chunks WHERE done`)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var k doneChunk
+		var at time.Time
+		require.NoError(t, rows.Scan(&k.table, &k.no, &k.plan, &at))
+		done[k] = at
+	}
+	require.NoError(t, rows.Err())
+	return done
+}
+
+// SIGKILL at random moments of everything up to replication, each followed by another start (I2, I3, I4, I6): the
+// same result, and a chunk that was done is not copied again.
+func TestKilledAtRandomMoments(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.shop(t, 0.15)
+	ctx := withTimeout(t, 4*time.Minute)
+	writers, err := shop.StartWriters(ctx, p.source.URL, 3, shop.Options{Rate: 60, KeyChanges: true, MaxHold: 300 * time.Millisecond})
+	require.NoError(t, err)
+	defer writers.Stop()
+
+	m := p.migrator(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
+	phases := map[migrator.Phase]int{}
+	done := map[doneChunk]time.Time{}
+	// Each run is given a little longer than it seems to need, so that kills fall on all phases.
+	for kills := 0; kills < 10; {
+		cmd := p.child(t, "")
+		var output bytes.Buffer
+		cmd.Stderr = &output
+		require.NoError(t, cmd.Start())
+		time.Sleep(time.Duration(200+random.IntN(1300)) * time.Millisecond)
+		require.NoError(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		require.NotContains(t, output.String(), "level=ERROR", output.String())
+		kills++
+		phases[phase(t, m)]++
+		now := p.chunks(t)
+		for k, at := range done {
+			require.Equal(t, at, now[k], "chunk %v was copied again", k)
+		}
+		done = now
+	}
+	t.Logf("killed in %v, with %d chunks done", phases, len(done))
+	cmd := p.child(t, migrator.UntilInSync)
+	output, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(output))
+	for k, at := range done {
+		require.Equal(t, at, p.chunks(t)[k], "chunk %v was copied again", k)
+	}
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	stats := writers.Stop()
+	require.Zero(t, stats.Other, stats.OtherSample)
+	require.Less(t, stats.LongestStatement, 2500*time.Millisecond)
+	require.NoError(t, writers.CheckLedger(ctx, p.target.Connect(t)))
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}
+
+// A transaction stays open on a table while capture is installed (I7): the application never waits long, and
+// capture is there when the transaction ends.
+func TestCaptureWaitsForAnOpenTransaction(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	hold := 8 * time.Second
+	if os.Getenv("MIGRATOR_LONG") != "" {
+		hold = time.Minute
+	}
+	holder, writer := p.source.Connect(t), p.source.Connect(t)
+	execute(t, holder, `BEGIN`, `UPDATE children SET n = 1 WHERE id = 1`)
+	ctx := withTimeout(t, 3*time.Minute)
+	running := make(chan error, 1)
+	m := p.migrator(t)
+	go func() { running <- m.Run(ctx, migrator.UntilInSync) }()
+	var longest time.Duration
+	for end := time.Now().Add(hold); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		began := time.Now()
+		execute(t, writer, fmt.Sprintf(`UPDATE children SET n = n + 1 WHERE id = %d`, 2+rand.IntN(100))) //nolint:gosec // a test
+		longest = max(longest, time.Since(began))
+	}
+	t.Logf("longest wait %s", longest)
+	require.Less(t, longest, 2500*time.Millisecond)
+	require.Equal(t, migrator.PhaseConfiguring, phase(t, m))
+	s, err := m.Status(ctx)
+	require.NoError(t, err)
+	require.Contains(t, s.Message, "public.children")
+	execute(t, holder, `COMMIT`)
+	require.NoError(t, <-running)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}

@@ -1,0 +1,306 @@
+package migrator_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+	"github.com/heroku-migrator/migrator/internal/pgtest"
+	"github.com/heroku-migrator/migrator/internal/shop"
+)
+
+// smallSchema has what a switch has to care about, in a few rows.
+var smallSchema = []string{
+	`CREATE TABLE parents (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE)`,
+	`CREATE TABLE children (id serial PRIMARY KEY, parent bigint REFERENCES parents ON DELETE CASCADE, n int CHECK (n >= 0))`,
+	`CREATE TABLE journal (id bigserial PRIMARY KEY, what text)`,
+	`CREATE SEQUENCE tickets INCREMENT 5`,
+	`CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.journal (what) VALUES (TG_OP || ' ' || TG_NAME); RETURN NULL; END $$`,
+	`CREATE TRIGGER note AFTER INSERT OR DELETE ON children FOR EACH ROW EXECUTE FUNCTION note()`,
+	`CREATE TRIGGER note_always AFTER INSERT ON children FOR EACH ROW EXECUTE FUNCTION note()`,
+	`ALTER TABLE children ENABLE ALWAYS TRIGGER note_always`,
+	`CREATE RULE no_bad_names AS ON INSERT TO parents WHERE NEW.name = 'bad' DO INSTEAD NOTHING`,
+	`INSERT INTO parents (name) SELECT 'p' || i FROM generate_series(1, 200) i`,
+	`INSERT INTO children (parent, n) SELECT id, id FROM parents`,
+	`SELECT nextval('tickets'), nextval('tickets')`,
+}
+
+func inSync(t *testing.T, p *pair) *migrator.Migrator {
+	t.Helper()
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	return m
+}
+
+func do(t *testing.T, m *migrator.Migrator, name migrator.CommandName) {
+	t.Helper()
+	_, err := m.Do(withTimeout(t, time.Minute), name, false)
+	require.NoError(t, err, name)
+}
+
+func phase(t *testing.T, m *migrator.Migrator) migrator.Phase {
+	t.Helper()
+	s, err := m.Status(t.Context())
+	require.NoError(t, err)
+	return s.Phase
+}
+
+func execute(t *testing.T, c *pgx.Conn, statements ...string) {
+	t.Helper()
+	for _, s := range statements {
+		_, err := c.Exec(t.Context(), s)
+		require.NoError(t, err, s)
+	}
+}
+
+func count(t *testing.T, c *pgx.Conn, sql string) (n int64) {
+	t.Helper()
+	require.NoError(t, c.QueryRow(t.Context(), sql).Scan(&n))
+	return n
+}
+
+func TestSwitchSequencesAndTriggers(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`, `UPDATE parents SET name = 'x' || name`, `SELECT nextval('tickets')`)
+	do(t, m, migrator.CommandSwitch)
+	require.Equal(t, migrator.PhaseSwitched, phase(t, m))
+	p.requireEqual(t)
+
+	target := p.target.Connect(t)
+	require.EqualValues(t, 16, count(t, target, `SELECT nextval('tickets')`))
+	require.EqualValues(t, 202, count(t, target, `INSERT INTO children (parent, n) VALUES (1, 1) RETURNING id`))
+	require.EqualValues(t, 2, count(t, target, `SELECT count(*) FROM journal WHERE what LIKE 'INSERT%' AND id > 402`), "each trigger fires once")
+	tag, err := target.Exec(t.Context(), `INSERT INTO parents (name) VALUES ('bad')`)
+	require.NoError(t, err)
+	require.Zero(t, tag.RowsAffected(), "the rule is there")
+	_, err = target.Exec(t.Context(), `INSERT INTO children (parent, n) VALUES (-1, 1)`)
+	require.ErrorContains(t, err, "foreign key")
+	execute(t, target, `DELETE FROM parents WHERE id = 3`)
+	require.Zero(t, count(t, target, `SELECT count(*) FROM children WHERE parent = 3`), "the cascade is there")
+
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}
+
+// The role may not silence triggers: they and the foreign keys come at the switch.
+func TestSwitchWithoutReplicationRole(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, pgtest.WithoutReplicationRole())
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`, `DELETE FROM parents WHERE id < 5`, `UPDATE children SET id = id + 1000`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	target := p.target.Connect(t)
+	_, err := target.Exec(t.Context(), `INSERT INTO children (parent, n) VALUES (-1, 1)`)
+	require.ErrorContains(t, err, "foreign key")
+
+	_, err = m.Do(t.Context(), migrator.CommandRevert, false)
+	require.NoError(t, err)
+	p.sql(t, `DELETE FROM parents WHERE id < 9`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}
+
+// I9, as far as it goes today: a revert says what would stay behind, and the target is exact again after it.
+func TestRevertBringsTheTargetBack(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	p.sql(t, `CREATE TABLE parted (id int, at int, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)`,
+		`CREATE TABLE parted_a PARTITION OF parted FOR VALUES FROM (0) TO (10)`, `CREATE TABLE parted_b PARTITION OF parted DEFAULT`,
+		`INSERT INTO parted SELECT i, i, 'v' FROM generate_series(1, 20) i`)
+	before := p.acl(t)
+	m := inSync(t, p)
+
+	do(t, m, migrator.CommandSwitch) // and back at once: nothing was written
+	_, err := p.source.Connect(t).Exec(t.Context(), `DELETE FROM journal`)
+	require.ErrorContains(t, err, "permission denied")
+	do(t, m, migrator.CommandRevert)
+	require.Equal(t, migrator.PhaseReplicating, phase(t, m))
+	require.Equal(t, before, p.acl(t))
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`)
+
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (8, 1)`, `UPDATE parents SET name = 'new' WHERE id = 1`,
+		`DELETE FROM children WHERE id = 9`, `UPDATE children SET id = 5000 WHERE id = 10`, `TRUNCATE parted_a`, `UPDATE parted SET at = 100 WHERE id = 15`)
+	_, err = m.Do(t.Context(), migrator.CommandRevert, false)
+	refused := new(migrator.RefusedError)
+	require.ErrorAs(t, err, &refused)
+	require.True(t, refused.CanForce)
+	require.ErrorContains(t, err, "stay behind")
+	require.Equal(t, migrator.PhaseSwitched, phase(t, m))
+	_, err = p.source.Connect(t).Exec(t.Context(), `DELETE FROM journal`)
+	require.ErrorContains(t, err, "permission denied", "a refused revert changes nothing")
+
+	_, err = m.Do(t.Context(), migrator.CommandRevert, true)
+	require.NoError(t, err)
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`, `DELETE FROM parents WHERE id = 2`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+	require.Equal(t, before, p.acl(t))
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`)
+}
+
+// A transaction that does not end: the switch gives up, and nothing has happened.
+func TestSwitchGivesUp(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := p.migrator(t, func(c *migrator.Config) { c.Cutover.FenceTimeout = 2 * time.Second })
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+
+	holder := p.source.Connect(t)
+	execute(t, holder, `BEGIN`, `UPDATE children SET n = 1 WHERE id = 1`)
+	_, err := m.Do(t.Context(), migrator.CommandSwitch, false)
+	refused := new(migrator.RefusedError)
+	require.ErrorAs(t, err, &refused)
+	require.ErrorContains(t, err, "pid ")
+	require.Equal(t, migrator.PhaseReplicating, phase(t, m))
+	execute(t, holder, `UPDATE children SET n = 2 WHERE id = 2`, `COMMIT`)
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}
+
+// A table that changed or appeared meanwhile would be lost in silence: the switch is refused.
+func TestSwitchRefusedAfterSchemaChange(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	p.sql(t, `ALTER TABLE parents ADD COLUMN age int`)
+	_, err := m.Do(t.Context(), migrator.CommandSwitch, true)
+	require.ErrorContains(t, err, "public.parents was changed")
+	p.sql(t, `ALTER TABLE parents DROP COLUMN age`, `CREATE TABLE late (id int PRIMARY KEY)`)
+	_, err = m.Do(t.Context(), migrator.CommandSwitch, false)
+	require.ErrorContains(t, err, "public.late was created")
+	p.sql(t, `DROP TABLE late`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}
+
+// failing makes one call to the target fail, as if the process died around it.
+type failing struct {
+	migrator.Target
+	before, after error
+}
+
+func (f *failing) Switch(ctx context.Context, final migrator.Final) error {
+	if f.before != nil {
+		return f.before
+	}
+	if err := f.Target.Switch(ctx, final); err != nil {
+		return err
+	}
+	return f.after
+}
+
+var errDied = errors.New("the process died here")
+
+// The switch dies behind the fence: the next process that leads lifts it. It dies after the commit: the switch
+// is made.
+func TestSwitchInterrupted(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+
+	// Fence up, marker set, and the process is gone.
+	src, dst := p.open(t)
+	lead, err := dst.Journal().TryLead(t.Context(), false)
+	require.NoError(t, err)
+	state, err := dst.Journal().State(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, src.Claim(t.Context(), migrator.Claim{Migration: state.ID, Epoch: lead.Epoch}, false))
+	require.NoError(t, dst.Journal().SetPending(t.Context(), migrator.CommandSwitch))
+	statuses, err := dst.Journal().Tables(t.Context())
+	require.NoError(t, err)
+	var tables []*migrator.Table
+	for _, s := range statuses {
+		tables = append(tables, s.Table)
+	}
+	require.NoError(t, src.Fence(t.Context(), tables))
+	_, err = p.source.Connect(t).Exec(t.Context(), `DELETE FROM journal`)
+	require.ErrorContains(t, err, "permission denied")
+	lead.Release()
+	do(t, m, migrator.CommandPause) // any command: its process leads for a moment
+	do(t, m, migrator.CommandResume)
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`)
+
+	// The commit is refused, or its answer is lost.
+	run := func(f *failing) error {
+		src, dst := p.open(t)
+		f.Target = dst
+		m, err := migrator.New(migrator.Config{Source: src, Target: f})
+		require.NoError(t, err)
+		_, err = m.Do(t.Context(), migrator.CommandSwitch, false)
+		return err
+	}
+	require.ErrorContains(t, run(&failing{before: errDied}), errDied.Error())
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`)
+	require.Equal(t, migrator.PhaseReplicating, phase(t, m))
+	require.NoError(t, run(&failing{after: errDied}))
+	require.Equal(t, migrator.PhaseSwitched, phase(t, m))
+	p.requireEqual(t)
+}
+
+// Abort at any time leaves nothing behind, while readers and writers are at work.
+func TestAbort(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.shop(t, 0.02)
+	before := p.acl(t)
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 50, KeyChanges: true})
+	require.NoError(t, err)
+	defer writers.Stop()
+	m := inSync(t, p)
+	do(t, m, migrator.CommandAbort)
+	p.requireNoTrace(t)
+	require.Equal(t, before, p.acl(t))
+	stats := writers.Stop()
+	require.Zero(t, stats.Other, stats.OtherSample)
+	require.Zero(t, stats.Refused)
+	require.Less(t, stats.LongestStatement, 2500*time.Millisecond)
+}
+
+// Commands reach the process that leads, and are answered by it.
+func TestCommandsReachTheLeader(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	ctx := withTimeout(t, time.Minute)
+	leader, other := p.migrator(t), p.migrator(t)
+	done := make(chan error, 1)
+	go func() { done <- leader.Run(ctx, "") }()
+	require.Eventually(t, func() bool { return phase(t, other) == migrator.PhaseReplicating }, 30*time.Second, 50*time.Millisecond)
+
+	_, err := other.Do(ctx, migrator.CommandComplete, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	do(t, other, migrator.CommandPause)
+	p.sql(t, `INSERT INTO children (parent, n) VALUES (7, 1)`)
+	_, err = other.Do(ctx, migrator.CommandSwitch, false)
+	require.ErrorContains(t, err, "paused")
+	do(t, other, migrator.CommandResume)
+	do(t, other, migrator.CommandSwitch)
+	p.requireEqual(t)
+	do(t, other, migrator.CommandRevert)
+	do(t, other, migrator.CommandSwitch)
+	do(t, other, migrator.CommandComplete)
+	require.NoError(t, <-done)
+	p.requireNoTrace(t)
+	require.Equal(t, migrator.PhaseWaiting, phase(t, other))
+}
