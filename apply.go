@@ -83,8 +83,8 @@ func applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (i
 		return 0, err
 	}
 	keys := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
-	// The table's own key types and collations; nothing of it outlives the transaction.
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_%d ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`,
+	// The table's own key types and collations. It stays for the session's next round, empty.
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA`,
 		t.ID, t.keyList(""), t.Only())); err != nil {
 		return 0, fmt.Errorf("stage keys of %s: %w", t, err)
 	}
@@ -133,8 +133,14 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
 			return err
 		}
-		if err := captureTarget(ctx, tx, final.Tables); err != nil {
+		silent, err := p.AppliesSilently(ctx)
+		if err != nil {
 			return err
+		}
+		if !silent {
+			if err := attachCapture(ctx, tx, final.Tables); err != nil {
+				return err
+			}
 		}
 		report, err := final.Report.encode()
 		if err != nil {
@@ -151,27 +157,64 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 	return nil
 }
 
-// captureTarget makes what is written on the target after the switch leave its keys, so that a revert knows
-// what was written. Not ALWAYS: should the migrator apply changes again, they must not count.
-func captureTarget(ctx context.Context, tx pgx.Tx, tables []*Table) error {
-	var b strings.Builder
-	b.WriteString(`
-		CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL);
-		CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-		BEGIN
-			INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
-			RETURN NULL;
-		END $$;`)
+// PrepareSwitch implements [Target]. What is written on the target after the switch has to leave its keys, so
+// that a revert knows what was written. Tables are prepared one by one and before the fence, where time does
+// not matter; the triggers are not ALWAYS, so what the migrator applies until then does not fire them. Where
+// applying is not silent, they are attached by Switch.
+func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table) error {
+	silent, err := p.AppliesSilently(ctx)
+	if err != nil {
+		return err
+	}
+	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL);
+			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+			BEGIN
+				INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
+				RETURN NULL;
+			END $$;`)
+		return err
+	})
+	for i := 0; i < len(tables) && err == nil; i++ {
+		err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+			var done bool
+			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, logName(tables[i].ID)).Scan(&done); err != nil || done {
+				return err
+			}
+			c, err := targetCapture(ctx, tx, tables[i])
+			if err != nil {
+				return err
+			}
+			script := c.prepare
+			if silent {
+				script += c.attach
+			}
+			_, err = tx.Exec(ctx, script)
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("prepare the capture of writes on the target: %w", err)
+	}
+	return nil
+}
+
+func targetCapture(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error) {
+	ops, err := keyEquals(ctx, tx, t)
+	return buildCapture(t, ops, false), err
+}
+
+func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+	var script strings.Builder
 	for _, t := range tables {
-		ops, err := keyEquals(ctx, tx, t)
+		c, err := targetCapture(ctx, tx, t)
 		if err != nil {
 			return err
 		}
-		c := buildCapture(t, ops, false)
-		b.WriteString(c.prepare)
-		b.WriteString(c.attach)
+		script.WriteString(c.attach)
 	}
-	if _, err := tx.Exec(ctx, b.String()); err != nil {
+	if _, err := tx.Exec(ctx, script.String()); err != nil {
 		return fmt.Errorf("capture writes on the target: %w", err)
 	}
 	return nil

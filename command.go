@@ -295,8 +295,11 @@ func (m *Migrator) carryOut(ctx context.Context, c *command) error {
 	if err == nil && (c.name == CommandComplete || c.name == CommandAbort) {
 		return ErrNoMigration // the journal is gone, and the command with it
 	}
-	if err != nil {
-		m.log.ErrorContext(ctx, "command", "name", string(c.name), "error", err)
+	switch refused := new(RefusedError); {
+	case errors.As(err, &refused):
+		m.log.WarnContext(ctx, "command refused", "name", string(c.name), "reasons", refused.Reasons)
+	case err != nil:
+		m.log.ErrorContext(ctx, "command failed", "name", string(c.name), "error", err)
 	}
 	m.publish(Event{Kind: EventCommand, Message: string(c.name) + ": " + message})
 	return m.journal.finish(context.WithoutCancel(ctx), c, message, err)

@@ -138,6 +138,9 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err := refreshViews(ctx, dst, cfg); err != nil {
 		return nil, err
 	}
+	if err := dst.PrepareSwitch(ctx, r.live); err != nil {
+		return nil, err
+	}
 	if err := dst.Journal().SetPending(ctx, CommandSwitch); err != nil {
 		return nil, err
 	}
@@ -145,16 +148,33 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err == nil {
 		return report, nil
 	}
-	// The commit may have happened although its answer was lost.
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	return settle(ctx, src, dst, err)
+}
+
+// settle finds out what became of a switch that returned an error, and takes it back if it did not happen. The
+// commit may have happened although its answer was lost.
+func settle(ctx context.Context, src Source, dst Target, cause error) (*SwitchReport, error) {
+	patience := time.Minute
+	if ctx.Err() != nil {
+		patience = 12 * time.Second // this process is about to end
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	if state, stateErr := dst.Journal().State(undo); stateErr == nil && state.Phase == PhaseSwitched {
-		return state.Report, nil
+	for attempt := 1; ; attempt++ {
+		state, err := dst.Journal().State(undo)
+		if err == nil && state.Phase == PhaseSwitched {
+			return state.Report, nil
+		}
+		if err == nil {
+			err = Recover(undo, src, dst)
+		}
+		if err == nil {
+			return nil, cause
+		}
+		if waitErr := sleep(undo, backoff(attempt, 200*time.Millisecond, 5*time.Second)); waitErr != nil {
+			return nil, fmt.Errorf("%w; the fence on the source could not be lifted: run any command again, which tries that first: %w", cause, err)
+		}
 	}
-	if undoErr := Recover(undo, src, dst); undoErr != nil {
-		return nil, fmt.Errorf("%w; the fence on the source could not be lifted yet, this is tried again: %w", err, undoErr)
-	}
-	return nil, err
 }
 
 func catchUpBefore(ctx context.Context, r *replicator, cfg CutoverConfig) error {

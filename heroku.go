@@ -50,7 +50,7 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
 		"search_path":                         "", // names come out in full
 		"lock_timeout":                        fmt.Sprint(lockTimeout.Milliseconds()),
-		"idle_in_transaction_session_timeout": "300000",
+		"idle_in_transaction_session_timeout": "3600000", // a round may wait that long for the target
 		"default_transaction_read_only":       "off",
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -72,8 +73,21 @@ func (m *Migrator) Subscribe(buffer int) (<-chan Event, func()) { return m.event
 func (m *Migrator) publish(e Event) { m.events.publish(e) }
 
 // Preflight runs [Preflight] with the migrator's configuration.
+// While a migration is under way, what it has made on either side is no finding.
 func (m *Migrator) Preflight(ctx context.Context) (*Report, error) {
-	return Preflight(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Preflight)
+	report, err := Preflight(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Preflight)
+	if err != nil {
+		return nil, err
+	}
+	s, err := m.journal.State(ctx)
+	if err != nil || s.Phase == PhaseStarting || (s.Phase == PhaseError && s.Resume == PhaseStarting) {
+		return report, nil //nolint:nilerr // no journal; an unreachable target is among the findings
+	}
+	report.Findings = slices.DeleteFunc(report.Findings, func(f Finding) bool { return f.Check == "leftovers" || f.Check == "target_empty" })
+	report.Findings = append(report.Findings, Finding{
+		Check: "under_way", Severity: SeverityInfo, Message: fmt.Sprintf("A migration between these databases is under way, in phase %s.", s.Phase),
+	})
+	return report, nil
 }
 
 // Until says where Run stops.
@@ -99,10 +113,10 @@ var ErrAborted = errors.New("the migration was aborted")
 // What fails and may go away by itself is tried again. What needs a person is recorded as phase error
 // and returned: a [*RefusedError] for a precondition that does not hold. Another Run tries it again.
 func (m *Migrator) Run(ctx context.Context, until Until) error {
-	seen := false
+	seen, led := false, false
 	for attempt, since := 1, time.Now(); ; attempt++ {
 		began := time.Now()
-		err := m.runOnce(ctx, until, &seen)
+		err := m.runOnce(ctx, until, &seen, &led)
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return errors.Join(err, ctx.Err())
@@ -114,8 +128,12 @@ func (m *Migrator) Run(ctx context.Context, until Until) error {
 		if time.Since(began) > time.Minute {
 			attempt, since = 1, time.Now()
 		}
-		if time.Since(since) > m.cfg.RetryFor {
-			return fmt.Errorf("given up after %s: %w", m.cfg.RetryFor, err)
+		patience := m.cfg.RetryFor
+		if !led { // a mistake in a URL should not take half an hour to show
+			patience = min(patience, 5*time.Second)
+		}
+		if time.Since(since) > patience {
+			return fmt.Errorf("given up after %s: %w", time.Since(since).Round(time.Second), err)
 		}
 		pause := backoff(attempt, 500*time.Millisecond, 30*time.Second)
 		m.log.WarnContext(ctx, "trying again", "in", pause.Round(time.Millisecond), "error", err)
@@ -126,11 +144,12 @@ func (m *Migrator) Run(ctx context.Context, until Until) error {
 	}
 }
 
-func (m *Migrator) runOnce(ctx context.Context, until Until, seen *bool) error {
+func (m *Migrator) runOnce(ctx context.Context, until Until, seen, led *bool) error {
 	lead, err := m.waitForLead(ctx, seen)
 	if err != nil {
 		return err
 	}
+	*led = true
 	m.leading.Store(true)
 	defer m.leading.Store(false)
 	defer lead.Release() //nolint:contextcheck // it has to happen whatever became of the context

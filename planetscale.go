@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -106,12 +107,15 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
 		return err
 	}
-	ids := make([]int, len(objects))
+	ids, script := make([]int, len(objects)), make([]string, len(objects))
 	for i, o := range objects {
-		ids[i] = o.ID
-		if _, err := tx.Exec(ctx, o.SQL); err != nil {
-			return fmt.Errorf("%s: %w", o, err)
+		ids[i], script[i] = o.ID, o.SQL
+	}
+	if _, err := tx.Exec(ctx, strings.Join(script, "\n;\n")); err != nil { // one round trip
+		if len(objects) == 1 {
+			err = fmt.Errorf("%s: %w", objects[0], err)
 		}
+		return err
 	}
 	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id = ANY ($1)`, ids)
 	return err

@@ -39,8 +39,12 @@ type Target interface {
 	// Analyze collects the planner's statistics of a table.
 	Analyze(ctx context.Context, table *Table) error
 
+	// PrepareSwitch does what Switch needs and can be done while changes are still applied. Repeated, it
+	// does what is left.
+	PrepareSwitch(ctx context.Context, tables []*Table) error
+
 	// Switch makes the target complete: sequences, what could not be created before, capture of what
-	// is written from now on, and the phase switched. One transaction.
+	// is written from now on, and the phase switched. One transaction, after PrepareSwitch.
 	Switch(ctx context.Context, final Final) error
 
 	// Revert takes back what Switch did and sets the phase replicating, in one transaction that locks
