@@ -16,6 +16,12 @@ const userRelations = `
 	AND NOT EXISTS (SELECT 1 FROM pg_depend d
 		WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')`
 
+// binaryTypes are types whose binary form is the same in all versions and databases; so is that of enums (their
+// labels), of domains over these, and of arrays of them (whose elements' OIDs are fixed).
+const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, json, jsonb, float4, float8, macaddr, macaddr8, inet,
+	cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval, timetz, bit, varbit, numeric, uuid,
+	point, lseg, path, box, polygon, line, circle, int4range, int8range, numrange, tsrange, tstzrange, daterange}'::regtype[]::oid[]`
+
 // One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
 // nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
 const catalogSQL = `
@@ -27,8 +33,12 @@ SELECT json_build_object(
 		ELSE 'ordinary' END,
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
-			'not_null', a.attnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
-		FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
+			'not_null', a.attnotnull, 'generated', a.attgenerated <> '',
+			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY (` + binaryTypes + `)))
+			ORDER BY a.attnum)
+		FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
+		JOIN pg_type b ON b.oid = CASE y.typtype WHEN 'd' THEN y.typbasetype ELSE y.oid END
+		WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
 	'key', coalesce((
 		SELECT (SELECT json_agg(a.attname ORDER BY k.n)
 		        FROM unnest(x.indkey[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, n)

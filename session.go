@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/heroku-migrator/migrator/internal/copyout"
 	"github.com/heroku-migrator/migrator/internal/pgurl"
 )
 
@@ -99,8 +100,7 @@ func identify(ctx context.Context, pool *pgxpool.Pool, url *pgurl.URL) (Identity
 
 // copyTo runs a COPY … TO STDOUT.
 func copyTo(ctx context.Context, c *pgx.Conn, sql string, w io.Writer) (int64, error) {
-	tag, err := c.PgConn().CopyTo(ctx, w, sql)
-	return tag.RowsAffected(), err
+	return copyout.Run(ctx, c.PgConn(), sql, w)
 }
 
 // copyFrom runs a COPY … FROM STDIN.

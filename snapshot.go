@@ -109,22 +109,29 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	if err != nil {
 		return fail(err)
 	}
-	// The log is small beside the table, or has no statistics yet: never look it up row by row.
-	if _, err := s.tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
+	// Nothing in the log of this snapshot: nothing to leave out.
+	var changed bool
+	if err := s.tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+logName(t.ID)+`)`).Scan(&changed); err != nil {
 		return fail(err)
 	}
-	var where strings.Builder
-	fmt.Fprintf(&where, `NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, logName(t.ID), matchKey(t, ops, "l.", "t."))
+	where := []string{"true"}
+	if changed {
+		// The log has no statistics: never look it up row by row.
+		if _, err := s.tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
+			return fail(err)
+		}
+		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, logName(t.ID), matchKey(t, ops, "l.", "t.")))
+	}
 	if s.tidScan {
 		if c.From > 0 {
-			fmt.Fprintf(&where, ` AND t.ctid >= '(%d,0)'::tid`, c.From)
+			where = append(where, fmt.Sprintf(`t.ctid >= '(%d,0)'::tid`, c.From))
 		}
 		if c.To >= 0 {
-			fmt.Fprintf(&where, ` AND t.ctid < '(%d,0)'::tid`, c.To)
+			where = append(where, fmt.Sprintf(`t.ctid < '(%d,0)'::tid`, c.To))
 		}
 	}
-	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT`,
-		t.copied("t."), c.Leaf.Ident(), &where), w)
+	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT %s)`,
+		t.copied("t."), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)
 	if err != nil {
 		return fail(err)
 	}
@@ -226,8 +233,8 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 		return 0, err
 	}
 	n, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`
-		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT`,
-		t.copied("r."), changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k.")), w)
+		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT (FORMAT %s)`,
+		t.copied("r."), changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
 	if err != nil {
 		return n, fmt.Errorf("read changed rows of %s: %w", t, err)
 	}

@@ -81,8 +81,8 @@ type Snapshot interface {
 	// Position tells which transactions the snapshot sees.
 	Position() Position
 
-	// CopyChunk writes the chunk's rows, in COPY text format with the columns of table.Columns, but
-	// for those whose key is in the change log. It fails with [ErrRewritten] when the relation was
+	// CopyChunk writes the chunk's rows, in the COPY format of table.Format with the columns of table.Columns
+	// that are not generated, but for those whose key is in the change log. It fails with [ErrRewritten] when the relation was
 	// rewritten since the chunk was planned.
 	CopyChunk(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
 
@@ -93,7 +93,7 @@ type Snapshot interface {
 	// CopyKeys writes the keys of these changes, each once, in COPY text format.
 	CopyKeys(ctx context.Context, table *Table, since Position, w io.Writer) (keys int64, err error)
 
-	// CopyRows writes the rows that have these keys now, in COPY text format.
+	// CopyRows writes the rows that have these keys now, in the COPY format of table.Format.
 	CopyRows(ctx context.Context, table *Table, since Position, w io.Writer) (rows int64, err error)
 
 	// Sequences reads every sequence.
@@ -181,6 +181,17 @@ type Column struct {
 	Type      string `json:"type"`
 	NotNull   bool   `json:"not_null,omitempty"`
 	Generated bool   `json:"generated,omitempty"`
+	Binary    bool   `json:"binary,omitempty"` // its type's binary form is the same on both sides
+}
+
+// Format is the COPY format of the table's rows: binary where that is safe for every column, else text.
+func (t *Table) Format() string {
+	for _, c := range t.Columns {
+		if !c.Generated && !c.Binary {
+			return "text"
+		}
+	}
+	return "binary"
 }
 
 // Bytes is the size on disk of the table's rows, TOAST counted.

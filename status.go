@@ -81,6 +81,7 @@ type TableSummary struct {
 	RowsCopied  int64      `json:"rows_copied"`
 	BytesCopied int64      `json:"bytes_copied"`
 	BytesTotal  int64      `json:"bytes_total"`
+	Format      string     `json:"format"` // of COPY: binary or text
 }
 
 // Status reads where the migration stands. It changes nothing, and works in any process. Without a
@@ -128,7 +129,7 @@ func (st *Status) addProgress(s *State, tables []TableStatus) {
 	for _, t := range tables {
 		st.Tables = append(st.Tables, TableSummary{
 			Schema: t.Table.Schema, Name: t.Table.Name, State: t.State,
-			RowsCopied: t.RowsCopied, BytesCopied: t.BytesCopied, BytesTotal: t.BytesTotal,
+			RowsCopied: t.RowsCopied, BytesCopied: t.BytesCopied, BytesTotal: t.BytesTotal, Format: t.Table.Format(),
 		})
 		p.TablePhase[t.State]++
 		p.ByteWeighted.CopiedBytes += t.BytesCopied

@@ -59,7 +59,7 @@ type Target interface {
 	Digest(ctx context.Context, table *Table) (Digest, error)
 }
 
-// ReadChunk writes the chunk's rows in COPY text format and returns their number.
+// ReadChunk writes the chunk's rows in the COPY format of table.Format and returns their number.
 type ReadChunk func(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
 
 // Round is what one round carries.
