@@ -57,7 +57,7 @@ func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 	}
 	for _, t := range tables {
 		if t.State == TableCopying {
-			if err := dst.Journal().SetTable(ctx, t.Table, TableIndexing); err != nil {
+			if err := dst.Journal().SetTable(ctx, t.Table, TableCopying, TableIndexing); err != nil {
 				return err
 			}
 		}

@@ -3,6 +3,7 @@ package migrator_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -27,7 +28,13 @@ func child() int {
 		if dst, err = migrator.OpenPlanetScale(ctx, os.Getenv("CHILD_TARGET"), migrator.PlanetScaleConfig{}); err == nil {
 			var m *migrator.Migrator
 			if m, err = migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: migrator.CopyConfig{ChunkBytes: 128 << 10}}); err == nil {
-				err = m.Run(ctx, migrator.Until(os.Getenv("CHILD_UNTIL")))
+				if os.Getenv("CHILD_WORKER") != "" {
+					for err = migrator.ErrNoMigration; errors.Is(err, migrator.ErrNoMigration); time.Sleep(100 * time.Millisecond) {
+						err = migrator.CopyWorker(ctx, src, dst, migrator.CopyConfig{Workers: 1, Logger: log})
+					}
+				} else {
+					err = m.Run(ctx, migrator.Until(os.Getenv("CHILD_UNTIL")))
+				}
 			}
 		}
 	}
@@ -43,6 +50,27 @@ func (p *pair) child(t *testing.T, until migrator.Until) *exec.Cmd {
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), "CHILD_SOURCE="+p.source.URL, "CHILD_TARGET="+p.target.URL, "CHILD_PG_DUMP="+p.pgDump, "CHILD_UNTIL="+string(until))
 	return cmd
+}
+
+// worker is a process that shares a copy.
+type worker struct {
+	cmd    *exec.Cmd
+	output bytes.Buffer
+}
+
+func (p *pair) worker(t *testing.T) *worker {
+	t.Helper()
+	w := &worker{cmd: p.child(t, "")}
+	w.cmd.Env = append(w.cmd.Env, "CHILD_WORKER=1")
+	w.cmd.Stderr = &w.output
+	require.NoError(t, w.cmd.Start())
+	return w
+}
+
+func (w *worker) kill(t *testing.T) {
+	t.Helper()
+	require.NoError(t, w.cmd.Process.Kill())
+	_ = w.cmd.Wait() // killed
 }
 
 type doneChunk struct{ table, no, plan int64 }

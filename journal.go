@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.tables (
 CREATE TABLE IF NOT EXISTS heroku_migrator.chunks (
 	table_id bigint NOT NULL REFERENCES heroku_migrator.tables, no int NOT NULL, priority bigint NOT NULL, spec jsonb NOT NULL,
 	bytes bigint NOT NULL, done boolean NOT NULL DEFAULT false, rows bigint, stream_bytes bigint,
-	done_at timestamptz, PRIMARY KEY (table_id, no));
+	done_at timestamptz, copied_by text, PRIMARY KEY (table_id, no));
 CREATE INDEX IF NOT EXISTS chunks_todo ON heroku_migrator.chunks (priority, no) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS heroku_migrator.objects (
 	id int PRIMARY KEY, stage text NOT NULL, type text NOT NULL, schema text NOT NULL, name text NOT NULL,
@@ -273,9 +273,9 @@ func (j *Journal) MarkCaptured(ctx context.Context, table *Table) error {
 	return j.exec(ctx, "mark a table captured", `UPDATE heroku_migrator.tables SET captured = true WHERE id = $1`, table.ID)
 }
 
-// SetTable moves a table to another state.
-func (j *Journal) SetTable(ctx context.Context, table *Table, state TableState) error {
-	return j.exec(ctx, "set a table's state", `UPDATE heroku_migrator.tables SET state = $2 WHERE id = $1`, table.ID, string(state))
+// SetTable moves a table from one state to another. It does nothing if the table is in another state than from.
+func (j *Journal) SetTable(ctx context.Context, table *Table, from, to TableState) error {
+	return j.exec(ctx, "set a table's state", `UPDATE heroku_migrator.tables SET state = $3 WHERE id = $1 AND state = $2`, table.ID, string(from), string(to))
 }
 
 // Tables reads the tables with their progress.

@@ -61,8 +61,6 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 	if !exists && !create {
 		return nil, ErrNoMigration
 	}
-	host, _ := os.Hostname() // only to tell people who leads
-	holder := fmt.Sprintf("%s, process %d", host, os.Getpid())
 	var epoch int64
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if !exists {
@@ -78,7 +76,7 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 		return tx.QueryRow(ctx, `
 			INSERT INTO heroku_migrator.leader AS l (epoch, holder) VALUES (1, $1)
 			ON CONFLICT (only_row) DO UPDATE SET epoch = l.epoch + 1, holder = $1, since = clock_timestamp()
-			RETURNING epoch`, holder).Scan(&epoch)
+			RETURNING epoch`, thisProcess()).Scan(&epoch)
 	})
 	if err != nil {
 		return nil, err
@@ -96,6 +94,24 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 	j.epoch.Store(epoch)
 	go lead.watch(watch)
 	return lead, nil
+}
+
+// thisProcess names the process for people.
+func thisProcess() string {
+	host, _ := os.Hostname() // without it, the number has to do
+	return fmt.Sprintf("%s, process %d", host, os.Getpid())
+}
+
+// join takes the epoch of the process that leads, so that this one can share its copy. When another takes the
+// lead, what this one has under way fails with ErrLostLead.
+func (j *Journal) join(ctx context.Context) error {
+	var epoch int64
+	err := j.pool.QueryRow(ctx, `SELECT epoch FROM heroku_migrator.leader`).Scan(&epoch)
+	if err != nil {
+		return fmt.Errorf("join the migration: %w", err)
+	}
+	j.epoch.Store(epoch)
+	return nil
 }
 
 // watch notices that the connection which holds the lock is gone.

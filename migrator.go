@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Config configures a [Migrator]. Source and Target are required; the zero values of the rest are good.
@@ -368,7 +370,7 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 	case PhaseReadyToCopy:
 		return advance(PhaseCopying, "copying")
 	case PhaseCopying:
-		if err := Copy(ctx, src, dst, m.cfg.Copy); err != nil {
+		if err := m.copy(ctx); err != nil {
 			return err
 		}
 		return advance(PhaseRebuildingIndexes, "building indexes and constraints")
@@ -400,6 +402,29 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 	case PhaseWaiting, PhaseCompleted, PhaseAborted, PhaseError:
 	}
 	return fmt.Errorf("there is nothing to do in phase %s", s.Phase)
+}
+
+// copy copies, and builds indexes of what is copied already.
+func (m *Migrator) copy(ctx context.Context) error {
+	copied := make(chan struct{})
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := Copy(gctx, m.cfg.Source, m.cfg.Target, m.cfg.Copy)
+		if err == nil {
+			close(copied)
+		}
+		return err
+	})
+	g.Go(func() error {
+		err := BuildIndexesMeanwhile(gctx, m.cfg.Target, copied, m.cfg.Indexes)
+		if failed := new(ObjectError); errors.As(err, &failed) { // the copy goes on; the next phase tries again
+			m.log.WarnContext(ctx, "an index could not be built", "error", err)
+			m.publish(Event{Kind: EventWarning, Phase: PhaseCopying, Message: err.Error()})
+			return nil
+		}
+		return err
+	})
+	return g.Wait()
 }
 
 // How a step tells that Run is to end.

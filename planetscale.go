@@ -103,9 +103,17 @@ func (p *PlanetScale) Create(ctx context.Context, objects []SchemaObject) error 
 }
 
 func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
+	if len(objects) == 0 {
+		return nil
+	}
 	// What a dump expects: names are written in full.
 	if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
 		return err
+	}
+	if objects[0].Stage == StageIndexes || objects[0].Stage == StageForeign {
+		if _, err := tx.Exec(ctx, buildMemory); err != nil {
+			return err
+		}
 	}
 	ids, script := make([]int, len(objects)), make([]string, len(objects))
 	for i, o := range objects {
@@ -120,6 +128,12 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id = ANY ($1)`, ids)
 	return err
 }
+
+// buildMemory gives index builds what a server of this size can spare: a quarter of shared_buffers, which is a
+// sixteenth of the memory where that is set as usual.
+const buildMemory = `
+	SELECT set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024,
+		least(2097152, pg_size_bytes(current_setting('shared_buffers')) / 4 / 1024)) || 'kB', true)`
 
 // CopyChunk implements [Target]. The claim is a row lock of the very transaction that carries the rows:
 // whoever dies gives its chunk back, and nobody else can copy it meanwhile.
@@ -164,8 +178,8 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, er
 			return fmt.Errorf("copy %s: %d rows were read, but %d written", chunk.Leaf, read1, written)
 		}
 		_, err = tx.Exec(ctx, `
-			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, done_at = clock_timestamp()
-			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n)
+			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, done_at = clock_timestamp(), copied_by = $5
+			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n, thisProcess())
 		return err
 	})
 	if err != nil {
