@@ -297,7 +297,7 @@ func (m *Migrator) carryOut(ctx context.Context, c *command) error {
 	}
 	switch refused := new(RefusedError); {
 	case errors.As(err, &refused):
-		m.log.WarnContext(ctx, "command refused", "name", string(c.name), "reasons", refused.Reasons)
+		m.log.InfoContext(ctx, "command refused", "name", string(c.name), "reasons", refused.Reasons)
 	case err != nil:
 		m.log.ErrorContext(ctx, "command failed", "name", string(c.name), "error", err)
 	}

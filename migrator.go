@@ -196,7 +196,11 @@ func (m *Migrator) begin(ctx context.Context, lead *Lead) error {
 		return err
 	}
 	if err := m.cfg.Source.Claim(ctx, Claim{Migration: s.ID, Epoch: lead.Epoch}, false); err != nil {
-		return err
+		tables, tablesErr := m.journal.Tables(ctx)
+		if !errors.As(err, new(*RefusedError)) || tablesErr != nil || len(tables) > 0 {
+			return errors.Join(err, tablesErr)
+		}
+		// Another migration has the source, and this one has nothing there. It can still be aborted.
 	}
 	return Recover(ctx, m.cfg.Source, m.cfg.Target)
 }

@@ -11,7 +11,10 @@ import (
 
 // Release implements [Source].
 func (h *Heroku) Release(ctx context.Context) error {
-	if exists, err := schemaExists(ctx, h.pool); err != nil || !exists {
+	h.mu.Lock()
+	claimed := h.claim.Migration != ""
+	h.mu.Unlock()
+	if exists, err := schemaExists(ctx, h.pool); err != nil || !exists || !claimed { // not claimed: not ours
 		return err
 	}
 	if err := releaseTables(ctx, h.pool, h.change); err != nil {
