@@ -76,7 +76,7 @@ func Retryable(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) {
 		return false
 	}
-	if errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) {
+	if errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) {
 		return true
 	}
 	if pg := new(pgconn.PgError); errors.As(err, &pg) {

@@ -28,19 +28,32 @@ END $$`
 // those that have written, put a trigger that refuses on each, commit. Privileges are not touched, so
 // there is nothing to restore, and roles that privileges do not stop are stopped too.
 func (h *Heroku) Fence(ctx context.Context, tables []*Table) error {
-	var relations []Relation
-	for _, t := range tables {
-		relations = append(relations, t.relations()...)
-	}
-	if len(relations) == 0 {
+	if len(tables) == 0 {
 		return nil
 	}
+	var relations []Relation
+	names, ids := make([]string, len(tables)), make([]uint32, len(tables))
+	for i, t := range tables {
+		relations = append(relations, t.relations()...)
+		names[i], ids[i] = t.Only(), t.ID // a partitioned root brings all that are its partitions now
+	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
-		names := make([]string, len(relations))
-		for i, r := range relations {
-			names[i] = "ONLY " + r.Ident()
-		}
 		if err := lockAgainstWriters(ctx, tx, names); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `
+			SELECT c.oid, n.nspname, c.relname
+			FROM (SELECT t.oid FROM unnest($1::oid[]) AS t(oid)
+			      UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p) AS r
+			JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')`, ids)
+		if err != nil {
+			return err
+		}
+		relations, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
+			err = row.Scan(&r.ID, &r.Schema, &r.Name)
+			return r, err
+		})
+		if err != nil {
 			return err
 		}
 		var b strings.Builder

@@ -254,7 +254,7 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 			return err
 		}
 		if plan > 0 {
-			if _, err := tx.Exec(ctx, `TRUNCATE `+t.Ident()); err != nil {
+			if _, err := tx.Exec(ctx, `TRUNCATE `+t.Only()); err != nil {
 				return err
 			}
 		}

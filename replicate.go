@@ -2,6 +2,7 @@ package migrator
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -96,6 +97,12 @@ func (r *replicator) run(ctx context.Context, done func(roundStats) bool) error 
 	pause := r.cfg.Interval
 	for {
 		stats, err := r.round(ctx)
+		if errors.Is(err, ErrRewritten) { // after the snapshot was taken: another one sees it whole
+			if err := sleep(ctx, r.cfg.Interval); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}

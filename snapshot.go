@@ -200,7 +200,38 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			list = append(list, c)
 		}
 	}
-	return list, nil
+	return list, s.hold(ctx, list)
+}
+
+// hold locks the changed tables against rewrites, and makes sure that none happened since the snapshot was
+// taken. Some rewrites (ALTER TABLE) and TRUNCATE show an empty table to older snapshots. The catalog read as
+// a table tells the file at the snapshot; pg_relation_filenode, the one now.
+func (s *herokuSnapshot) hold(ctx context.Context, changes []Change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	var names []string
+	var ids []uint32
+	for _, c := range changes {
+		names = append(names, c.Table.Only())
+		for _, l := range c.Table.Leaves {
+			ids = append(ids, l.ID)
+		}
+	}
+	if _, err := s.tx.Exec(ctx, `LOCK TABLE `+strings.Join(names, ", ")+` IN ACCESS SHARE MODE`); err != nil {
+		return fmt.Errorf("hold the changed tables: %w", err)
+	}
+	var rewritten *string
+	err := s.tx.QueryRow(ctx, `
+		SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+		WHERE oid = ANY ($1::oid[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, ids).Scan(&rewritten)
+	if err != nil {
+		return fmt.Errorf("hold the changed tables: %w", err)
+	}
+	if rewritten != nil {
+		return fmt.Errorf("%s: %w", *rewritten, ErrRewritten)
+	}
+	return nil
 }
 
 // unseen is the condition that a transaction, known to be visible now, was not visible at the position.
