@@ -38,6 +38,9 @@ func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) err
 			return err
 		}
 	}
+	if err := sameServer(ctx, src, journal); err != nil {
+		return err
+	}
 	var todo []*Table
 	for _, t := range tables {
 		if !t.Captured {
@@ -73,6 +76,28 @@ func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) err
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// sameServer makes sure that the source is the server on which capture was begun: on another, transactions
+// and their log entries may be missing. The first time, it notes which one that is.
+func sameServer(ctx context.Context, src Source, journal *Journal) error {
+	state, err := journal.State(ctx)
+	if err != nil {
+		return err
+	}
+	snap, err := src.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	now := snap.Position()
+	closeSnapshot(ctx, snap)
+	switch {
+	case state.Captured.IsZero():
+		return journal.SetCaptured(ctx, now)
+	case !state.Captured.SameServer(now):
+		return ErrFailedOver
 	}
 	return nil
 }

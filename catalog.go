@@ -104,39 +104,59 @@ func listSequences(ctx context.Context, q querier) ([]Relation, error) {
 	})
 }
 
-// keyEquals returns, for each key column, the operator by which the key's index tells values apart, in
-// full: OPERATOR(public.=) for a citext column. It is looked up on each side, since an extension may
-// live in another schema there.
-func keyEquals(ctx context.Context, q querier, t *Table) ([]string, error) {
-	var ops []string
-	err := q.QueryRow(ctx, `
-		SELECT (SELECT array_agg(format('OPERATOR(%I.%s)', on_.nspname, o.oprname) ORDER BY k.n)
-		        FROM unnest(x.indkey[0:x.indnkeyatts - 1], x.indclass[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, opc, n)
-		        JOIN pg_opclass oc ON oc.oid = k.opc
-		        JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopstrategy = 3
-		             AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
-		        JOIN pg_operator o ON o.oid = ao.amopopr JOIN pg_namespace on_ ON on_.oid = o.oprnamespace)
-		FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-		JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am am ON am.oid = i.relam AND am.amname = 'btree'
-		WHERE n.nspname = $1 AND c.relname = $2 AND x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL
-		  AND (SELECT array_agg(a.attname::text ORDER BY k.n)
-		       FROM unnest(x.indkey[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, n)
-		       JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att) = $3::text[]
-		ORDER BY x.indisprimary DESC, x.indisvalid DESC, x.indexrelid LIMIT 1`, t.Schema, t.Name, t.Key).Scan(&ops)
+// keyOperator tells values of a key column apart.
+type keyOperator struct {
+	operator string // in full: OPERATOR(public.=) for a citext column
+	cast     string // for a domain: to its base type, since not every operator takes a domain
+}
+
+// keyEquals returns, for each key column, the operator of the key's index. It is looked up on each side, since
+// an extension may live in another schema there.
+func keyEquals(ctx context.Context, q querier, t *Table) ([]keyOperator, error) {
+	rows, err := q.Query(ctx, `
+		WITH key AS (
+			SELECT x.indrelid, x.indkey[0:x.indnkeyatts - 1] AS atts, x.indclass[0:x.indnkeyatts - 1] AS classes
+			FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+			JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am am ON am.oid = i.relam AND am.amname = 'btree'
+			WHERE n.nspname = $1 AND c.relname = $2 AND x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL
+			  AND (SELECT array_agg(a.attname::text ORDER BY k.n)
+			       FROM unnest(x.indkey[0:x.indnkeyatts - 1]) WITH ORDINALITY AS k(att, n)
+			       JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att) = $3::text[]
+			ORDER BY x.indisprimary DESC, x.indisvalid DESC, x.indexrelid LIMIT 1)
+		SELECT format('OPERATOR(%I.%s)', s.nspname, o.oprname),
+		       CASE WHEN y.typtype <> 'd' THEN '' ELSE '::' || (
+			WITH RECURSIVE base AS (
+				SELECT y.typbasetype AS id
+				UNION ALL SELECT b.typbasetype FROM base JOIN pg_type b ON b.oid = base.id AND b.typtype = 'd')
+			SELECT format('%I.%I', n.nspname, b.typname) FROM base JOIN pg_type b ON b.oid = base.id AND b.typtype <> 'd'
+			JOIN pg_namespace n ON n.oid = b.typnamespace) END
+		FROM key CROSS JOIN unnest(key.atts, key.classes) WITH ORDINALITY AS k(att, class, n)
+		JOIN pg_attribute a ON a.attrelid = key.indrelid AND a.attnum = k.att JOIN pg_type y ON y.oid = a.atttypid
+		JOIN pg_opclass oc ON oc.oid = k.class
+		JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopstrategy = 3 AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
+		JOIN pg_operator o ON o.oid = ao.amopopr JOIN pg_namespace s ON s.oid = o.oprnamespace
+		ORDER BY k.n`, t.Schema, t.Name, t.Key)
 	if err != nil {
 		return nil, fmt.Errorf("key of %s: %w", t, err)
 	}
-	if len(ops) != len(t.Key) {
-		return nil, fmt.Errorf("key of %s: operators not found", t)
+	ops, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o keyOperator, err error) {
+		err = row.Scan(&o.operator, &o.cast)
+		return o, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("key of %s: %w", t, err)
+	}
+	if len(ops) == 0 || len(ops) != len(t.Key) {
+		return nil, fmt.Errorf("key of %s: there is no unique index on (%s)", t, t.keyList(""))
 	}
 	return ops, nil
 }
 
 // matchKey returns the condition that two rows have the same key.
-func matchKey(t *Table, ops []string, left, right string) string {
+func matchKey(t *Table, ops []keyOperator, left, right string) string {
 	conditions := make([]string, len(t.Key))
 	for i, k := range t.Key {
-		conditions[i] = left + quoteName(k) + " " + ops[i] + " " + right + quoteName(k)
+		conditions[i] = fmt.Sprintf("(%s%s)%s %s (%s%s)%s", left, quoteName(k), ops[i].cast, ops[i].operator, right, quoteName(k), ops[i].cast)
 	}
 	return strings.Join(conditions, " AND ")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,7 +41,10 @@ func (c CopyConfig) withDefaults() CopyConfig {
 // Capture has to be installed on every table before (I2).
 func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 	cfg = cfg.withDefaults()
-	c := &copier{src: src, dst: dst, cfg: cfg}
+	c, err := newCopier(ctx, src, dst, cfg)
+	if err != nil {
+		return err
+	}
 	if err := c.plan(ctx); err != nil {
 		return err
 	}
@@ -66,9 +70,25 @@ func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 }
 
 type copier struct {
-	src Source
-	dst Target
-	cfg CopyConfig
+	src      Source
+	dst      Target
+	cfg      CopyConfig
+	captured Position // on which server capture was installed
+}
+
+func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*copier, error) {
+	state, err := dst.Journal().State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, err := src.Identify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if id.Version < 140000 { // a range of pages could only be had by reading all of them
+		cfg.ChunkBytes = math.MaxInt64
+	}
+	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured}, nil
 }
 
 // plan cuts the tables that have no plan yet into chunks.
@@ -125,9 +145,10 @@ func (c *copier) replan(ctx context.Context, t *Table, after int, now map[uint32
 // PlanChunks cuts a table into chunks of about the given size on disk, TOAST counted. The last chunk of
 // each leaf reaches to its end, wherever that is when it is read.
 func PlanChunks(t *Table, chunkBytes int64) []Chunk {
+	chunkBytes = max(chunkBytes, 1)
 	var chunks []Chunk
 	for _, leaf := range t.Leaves {
-		n := max(1, min((leaf.Bytes+chunkBytes-1)/chunkBytes, leaf.Pages))
+		n := max(1, min((leaf.Bytes-1)/chunkBytes+1, leaf.Pages))
 		for i := range n {
 			chunk := Chunk{
 				Table: t.ID, No: len(chunks), Leaf: leaf.Relation, Filenode: leaf.Filenode,
@@ -155,6 +176,9 @@ func (c *copier) work(ctx context.Context) error {
 				return 0, err
 			}
 			defer closeSnapshot(ctx, snap)
+			if !c.captured.SameServer(snap.Position()) {
+				return 0, ErrFailedOver
+			}
 			counted := &countingWriter{w: w}
 			rows, err = snap.CopyChunk(ctx, t, chunk, counted)
 			bytes = counted.n

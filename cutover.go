@@ -86,6 +86,19 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 	return append(hard, drift...), soft, nil
 }
 
+// refuseDrift returns a RefusedError if the source's schema is not the one that is migrated.
+func refuseDrift(ctx context.Context, src Source, dst Target) error {
+	tables, err := dst.Journal().Tables(ctx)
+	if err != nil {
+		return err
+	}
+	drift, err := findDrift(ctx, src, tables)
+	if err == nil && len(drift) > 0 {
+		err = &RefusedError{Action: "switch", Reasons: drift}
+	}
+	return err
+}
+
 // findDrift compares the source's catalog with what is being migrated.
 func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string, error) {
 	cat, err := src.Catalog(ctx)
@@ -210,6 +223,9 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 		return nil, err
 	}
 	report.Fence = time.Since(began)
+	if err := refuseDrift(ctx, src, dst); err != nil { // what came since Readiness looked
+		return nil, err
+	}
 	drain, cancel := context.WithTimeout(ctx, cfg.DrainTimeout)
 	defer cancel()
 	final := Final{Tables: r.live}

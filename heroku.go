@@ -29,9 +29,8 @@ type Heroku struct {
 	pool  *pgxpool.Pool
 	tools dumpTools
 
-	mu       sync.Mutex
-	identity *Identity
-	claim    Claim
+	mu    sync.Mutex
+	claim Claim
 }
 
 var _ Source = (*Heroku)(nil)
@@ -62,16 +61,9 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 // Close closes the connections.
 func (h *Heroku) Close() { h.pool.Close() }
 
-// Identify implements [Source].
+// Identify implements [Database].
 func (h *Heroku) Identify(ctx context.Context) (Identity, error) {
-	id, err := identify(ctx, h.pool, h.url)
-	if err != nil {
-		return id, err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.identity = &id
-	return id, nil
+	return identify(ctx, h.pool, h.url)
 }
 
 // Claim implements [Source].

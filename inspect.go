@@ -99,6 +99,13 @@ var sourceChecks = []check{
 		"Enter such rows (jobs, configuration) on the target by hand after the switch.",
 	},
 	{
+		"unlogged_tables", SeverityWarning,
+		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		 WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND` + userRelations + ` ORDER BY 1`,
+		"These tables are unlogged: a crash of the source empties them, which no trigger sees: %s.",
+		"After a crash of the source, abort and start again.",
+	},
+	{
 		"foreign_tables", SeverityWarning,
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind = 'f' AND` + userRelations + ` ORDER BY 1`,

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	started_at timestamptz NOT NULL DEFAULT clock_timestamp(), phase_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	switched_at timestamptz, completed_at timestamptz,
 	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
-	position text NOT NULL DEFAULT '', report jsonb);
+	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb);
 -- Apart from the migration's row, since it is written all the time.
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -77,6 +77,7 @@ type State struct {
 	SwitchedAt, CompletedAt *time.Time
 	Error, Message          string
 	Position                Position
+	Captured                Position // before any capture was installed: says on which server that was
 	Report                  *SwitchReport
 
 	SyncedAt    *time.Time // the target holds everything that was committed on the source at this time
@@ -116,15 +117,15 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 		return nil, ErrNoMigration
 	}
 	var s State
-	var position string
+	var position, captured string
 	var report []byte
 	err = j.pool.QueryRow(ctx, `
 		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
-		       error, message, position, report, p.synced_at,
+		       error, message, position, captured, report, p.synced_at,
 		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rounds, p.rows_applied
 		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
 		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
-			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &report, &s.SyncedAt, &s.SyncedAge, &s.RowsWaiting,
+			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.SyncedAt, &s.SyncedAge, &s.RowsWaiting,
 			&s.Rounds, &s.RowsApplied)
 	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
 		return nil, ErrNoMigration
@@ -138,7 +139,10 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 			return nil, fmt.Errorf("read the journal: %w", err)
 		}
 	}
-	s.Position, err = ParsePosition(position)
+	if s.Position, err = ParsePosition(position); err != nil {
+		return nil, err
+	}
+	s.Captured, err = ParsePosition(captured)
 	return &s, err
 }
 
@@ -235,6 +239,11 @@ func (j *Journal) SetGoal(ctx context.Context, from, goal Phase, message string)
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
+}
+
+// SetCaptured notes where capture is about to be installed.
+func (j *Journal) SetCaptured(ctx context.Context, at Position) error {
+	return j.exec(ctx, "note where capture is installed", `UPDATE heroku_migrator.migration SET captured = $1`, at.String())
 }
 
 // SetMessage says in words what happens now.

@@ -211,14 +211,16 @@ func stream(ctx context.Context, write func(context.Context, io.Writer) error, r
 		return err
 	}
 	go func() {
-		// One hand-over for many rows: a server sends each row on its own.
+		err := errWriterGone
+		defer func() { // whatever ends the writer, a panic too, ends the reader
+			_ = w.CloseWithError(fail(err)) // always nil
+			writeErr <- err
+		}()
+		// One hand-over for many rows, even from a source that writes each on its own.
 		buf := bufio.NewWriterSize(w, 128<<10)
-		err := write(ctx, buf)
-		if err == nil {
+		if err = write(ctx, buf); err == nil {
 			err = buf.Flush()
 		}
-		_ = w.CloseWithError(fail(err)) // always nil
-		writeErr <- err
 	}()
 	n, err := read(ctx, r)
 	_ = r.CloseWithError(fail(err)) // always nil
@@ -227,6 +229,8 @@ func stream(ctx context.Context, write func(context.Context, io.Writer) error, r
 	}
 	return n, nil
 }
+
+var errWriterGone = errors.New("the writer of rows ended without a word")
 
 // countingWriter counts bytes.
 type countingWriter struct {

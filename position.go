@@ -33,7 +33,7 @@ func ParsePosition(text string) (Position, error) {
 	}
 	fail := fmt.Errorf("%q is not a position of the form system/timeline/snapshot", text)
 	parts := strings.Split(text, "/")
-	if len(parts) != 3 {
+	if len(parts) != 3 || parts[0] == "" {
 		return Position{}, fail
 	}
 	timeline, err := strconv.ParseInt(parts[1], 10, 64)

@@ -49,6 +49,7 @@ type replicator struct {
 	live     []*Table
 	joining  []*Table
 	position Position
+	captured Position // on which server capture was installed
 	untrimmd []acknowledged
 	synced   time.Time // when the journal was told last
 }
@@ -72,7 +73,7 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 	if err != nil {
 		return nil, err
 	}
-	r.position = state.Position
+	r.position, r.captured = state.Position, state.Captured
 	tables, err := dst.Journal().Tables(ctx)
 	if err != nil {
 		return nil, err
@@ -97,12 +98,6 @@ func (r *replicator) run(ctx context.Context, done func(roundStats) bool) error 
 	pause := r.cfg.Interval
 	for {
 		stats, err := r.round(ctx)
-		if errors.Is(err, ErrRewritten) { // after the snapshot was taken: another one sees it whole
-			if err := sleep(ctx, r.cfg.Interval); err != nil {
-				return err
-			}
-			continue
-		}
 		if err != nil {
 			return err
 		}
@@ -127,12 +122,28 @@ func (r *replicator) catchUp(ctx context.Context, lag time.Duration) error {
 
 // round carries everything that is visible on the source now and was not before.
 func (r *replicator) round(ctx context.Context) (roundStats, error) {
+	for {
+		stats, err := r.try(ctx)
+		if !errors.Is(err, ErrRewritten) {
+			return stats, err
+		}
+		// A table was rewritten after the snapshot was taken; another one sees it whole.
+		if err := sleep(ctx, r.cfg.Interval); err != nil {
+			return stats, err
+		}
+	}
+}
+
+func (r *replicator) try(ctx context.Context) (roundStats, error) {
 	began := time.Now()
 	snap, err := r.src.Snapshot(ctx)
 	if err != nil {
 		return roundStats{}, err
 	}
 	defer closeSnapshot(ctx, snap)
+	if !r.captured.SameServer(snap.Position()) {
+		return roundStats{}, ErrFailedOver
+	}
 	round := Round{Joining: r.joining}
 	var stats roundStats
 	collect := func(tables []*Table, since Position) error {

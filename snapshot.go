@@ -16,27 +16,15 @@ type herokuSnapshot struct {
 	tx      pgx.Tx
 	pos     Position
 	trimmed Position
-	tidScan bool // the server can scan a range of row addresses
-	ops     map[uint32][]string
+	ops     map[uint32][]keyOperator
 }
 
 // Snapshot implements [Source].
 func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
-	h.mu.Lock()
-	id := h.identity
-	h.mu.Unlock()
-	if id == nil {
-		got, err := h.Identify(ctx)
-		if err != nil {
-			return nil, err
-		}
-		id = &got
-	}
 	s, err := h.openSnapshot(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
 	}
-	s.tidScan = id.Version >= 140000
 	return s, nil
 }
 
@@ -45,7 +33,7 @@ func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &herokuSnapshot{conn: conn, ops: map[uint32][]string{}}
+	s := &herokuSnapshot{conn: conn, ops: map[uint32][]keyOperator{}}
 	s.tx, err = conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		conn.Release()
@@ -81,7 +69,7 @@ func (s *herokuSnapshot) Close(ctx context.Context) error {
 	return s.tx.Rollback(ctx)
 }
 
-func (s *herokuSnapshot) keyEquals(ctx context.Context, t *Table) ([]string, error) {
+func (s *herokuSnapshot) keyEquals(ctx context.Context, t *Table) ([]keyOperator, error) {
 	if ops, ok := s.ops[t.ID]; ok {
 		return ops, nil
 	}
@@ -122,13 +110,11 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		}
 		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, logName(t.ID), matchKey(t, ops, "l.", "t.")))
 	}
-	if s.tidScan {
-		if c.From > 0 {
-			where = append(where, fmt.Sprintf(`t.ctid >= '(%d,0)'::tid`, c.From))
-		}
-		if c.To >= 0 {
-			where = append(where, fmt.Sprintf(`t.ctid < '(%d,0)'::tid`, c.To))
-		}
+	if c.From > 0 {
+		where = append(where, fmt.Sprintf(`t.ctid >= '(%d,0)'::tid`, c.From))
+	}
+	if c.To >= 0 {
+		where = append(where, fmt.Sprintf(`t.ctid < '(%d,0)'::tid`, c.To))
 	}
 	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT %s)`,
 		t.copied("t."), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)

@@ -20,7 +20,7 @@ type captureSQL struct {
 
 // buildCapture writes the statements. always makes the triggers fire for sessions with
 // session_replication_role = replica too.
-func buildCapture(t *Table, ops []string, always bool) captureSQL {
+func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
 	var c captureSQL
 	c.prepare = fmt.Sprintf(`

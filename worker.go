@@ -74,7 +74,10 @@ func shareCopy(ctx context.Context, src Source, dst Target, cfg CopyConfig) erro
 	if err := dst.Journal().join(ctx); err != nil {
 		return err
 	}
-	c := &copier{src: src, dst: dst, cfg: cfg}
+	c, err := newCopier(ctx, src, dst, cfg)
+	if err != nil {
+		return err
+	}
 	sharing, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	g, gctx := errgroup.WithContext(sharing)
@@ -85,7 +88,7 @@ func shareCopy(ctx context.Context, src Source, dst Target, cfg CopyConfig) erro
 	for range cfg.Workers {
 		g.Go(func() error { return c.work(gctx) })
 	}
-	err := g.Wait()
+	err = g.Wait()
 	stop(nil)
 	<-done
 	if errors.Is(context.Cause(sharing), errNotCopying) && ctx.Err() == nil {
