@@ -80,7 +80,7 @@ func (p *pair) chunks(t *testing.T) map[doneChunk]time.Time {
 	t.Helper()
 	done := map[doneChunk]time.Time{}
 	c := p.target.Connect(t)
-	defer c.Close(t.Context()) //nolint:errcheck // it has only read
+	defer c.Close(t.Context())
 	if count(t, c, `SELECT count(*) FROM pg_tables WHERE schemaname = 'heroku_migrator' AND tablename = 'chunks'`) == 0 {
 		return done
 	}
@@ -111,7 +111,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	m := p.migrator(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
+	random := rand.New(rand.NewPCG(seed, 0))
 	phases := map[migrator.Phase]int{}
 	done := map[doneChunk]time.Time{}
 	// Each run is given a little longer than it seems to need, so that kills fall on all phases.
@@ -168,7 +168,7 @@ func TestCaptureWaitsForAnOpenTransaction(t *testing.T) {
 	var longest time.Duration
 	for end := time.Now().Add(hold); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		began := time.Now()
-		execute(t, writer, fmt.Sprintf(`UPDATE children SET n = n + 1 WHERE id = %d`, 2+rand.IntN(100))) //nolint:gosec // a test
+		execute(t, writer, fmt.Sprintf(`UPDATE children SET n = n + 1 WHERE id = %d`, 2+rand.IntN(100)))
 		longest = max(longest, time.Since(began))
 	}
 	t.Logf("longest wait %s", longest)

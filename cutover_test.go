@@ -119,7 +119,7 @@ func TestRevertBringsTheTargetBack(t *testing.T) {
 	p.sql(t, smallSchema...)
 	p.sql(t, `CREATE TABLE parted (id int, at int, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)`,
 		`CREATE TABLE parted_a PARTITION OF parted FOR VALUES FROM (0) TO (10)`, `CREATE TABLE parted_b PARTITION OF parted DEFAULT`,
-		`INSERT INTO parted SELECT i, i, 'v' FROM generate_series(1, 20) i`)
+		`INSERT INTO parted SELECT i, i + 0, 'v' FROM generate_series(1, 20) i`)
 	before := p.acl(t)
 	m := inSync(t, p)
 

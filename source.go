@@ -57,10 +57,6 @@ type Source interface {
 
 	// Unfence lets the application write again. It does nothing if there is no fence.
 	Unfence(ctx context.Context) error
-
-	// Release removes everything of ours (I8). It is repeated until it succeeds, so it has to go
-	// on where it was interrupted.
-	Release(ctx context.Context) error
 }
 
 // Database is what both ends have in common.
@@ -71,6 +67,10 @@ type Database interface {
 	// Inspect runs this end's part of preflight. It changes nothing. A finding says that the
 	// database is not fit; an error, that the inspection could not be made.
 	Inspect(ctx context.Context) ([]Finding, error)
+
+	// Release removes what we put on the application's tables, and on the source everything of ours (I8). On
+	// the target, the journal stays. It is repeated until it succeeds, and goes on where it was interrupted.
+	Release(ctx context.Context) error
 
 	// Close frees what is held in this process.
 	Close()

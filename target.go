@@ -52,9 +52,6 @@ type Target interface {
 	// table; if there are any and force is false, it fails with a [*RefusedError].
 	Revert(ctx context.Context, tables []*Table, force bool, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
 
-	// Release stops the capture that Switch installed. It is repeated until it succeeds.
-	Release(ctx context.Context) error
-
 	// Digest summarises the table's rows.
 	Digest(ctx context.Context, table *Table) (Digest, error)
 }

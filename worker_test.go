@@ -24,7 +24,7 @@ func TestSeveralProcessesShareACopy(t *testing.T) {
 	m := p.migrator(t, func(c *migrator.Config) { c.Copy.ChunkBytes, c.Copy.Workers = 64<<10, 1 })
 	leading := make(chan error, 1)
 	go func() { leading <- m.Run(ctx, migrator.UntilInSync) }()
-	for killed := 0; killed < 3; killed++ {
+	for range 3 {
 		time.Sleep(time.Second)
 		workers[0].kill(t)
 		workers[0] = p.worker(t)

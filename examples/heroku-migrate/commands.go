@@ -32,9 +32,9 @@ func (p *program) preflight(ctx context.Context) error {
 			Type string `json:"type"`
 			migrator.Finding
 		}{"finding", f})
-		p.out.line("%-8s %s", f.Severity, f.Message)
+		p.out.linef("%-8s %s", f.Severity, f.Message)
 		if f.Remedy != "" {
-			p.out.line("%-8s   → %s", "", f.Remedy)
+			p.out.linef("%-8s   → %s", "", f.Remedy)
 		}
 	}
 	if err := report.Err(); err != nil {
@@ -47,7 +47,7 @@ func (p *program) preflight(ctx context.Context) error {
 func (p *program) status(ctx context.Context) error {
 	for {
 		s, err := p.m.Status(ctx)
-		if err != nil && !(p.watch && migrator.Retryable(err)) {
+		if err != nil && (!p.watch || !migrator.Retryable(err)) {
 			return p.stopped(ctx, err, "")
 		}
 		if err == nil {
@@ -55,7 +55,7 @@ func (p *program) status(ctx context.Context) error {
 				fmt.Print("\x1b[H\x1b[2J") // a clean screen
 			}
 			p.out.object(s)
-			p.out.line("%s", describe(s))
+			p.out.linef("%s", describe(s))
 		}
 		if !p.watch {
 			return nil
@@ -103,7 +103,7 @@ func describe(s *migrator.Status) string {
 	}
 	b.WriteString("\n")
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "table\tstate\trows copied\tcopied\tof\tformat")
+	fmt.Fprintln(t, "table\tstate\trows\tcopied\tof\tformat")
 	for _, table := range s.Tables {
 		fmt.Fprintf(t, "%s.%s\t%s\t%d\t%s\t%s\t%s\n", table.Schema, table.Name, table.State, table.RowsCopied,
 			size(table.BytesCopied), size(table.BytesTotal), table.Format)
@@ -123,7 +123,7 @@ func (p *program) command(ctx context.Context, name migrator.CommandName) error 
 	}
 	p.out.result(map[string]any{"ok": true, "command": name, "message": result.Message}, string(name)+": "+result.Message)
 	if next := nextSteps[name]; next != "" {
-		p.out.line("\n%s", next)
+		p.out.linef("\n%s", next)
 	}
 	return nil
 }

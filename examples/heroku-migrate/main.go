@@ -110,7 +110,8 @@ func parse(args []string) (options, error) {
 	}
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	return o, o.check(given)
+	err := o.check(given)
+	return o, err
 }
 
 // flagsOf are the flags that only some commands have.
@@ -236,7 +237,7 @@ func hideURLs() {
 		return
 	}
 	if self, err := os.Executable(); err == nil {
-		_ = syscall.Exec(self, args, dedupe(env)) // returns only if it failed
+		_ = syscall.Exec(self, args, dedupe(env)) //nolint:gosec // this very program; it returns only if it failed
 	}
 }
 

@@ -269,8 +269,8 @@ func TestURLsAreHidden(t *testing.T) {
 	cmd := c.cmd(t, "status", "--watch", "--source", c.source.URL, "--target="+c.target.URL)
 	cmd.Env = []string{"PATH=" + c.path}
 	require.NoError(t, cmd.Start())
-	defer cmd.Wait()         //nolint:errcheck // it is killed
-	defer cmd.Process.Kill() //nolint:errcheck // it may be gone
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
 	require.Eventually(t, func() bool {
 		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
 		return err == nil && len(args) > 0 && !bytes.Contains(args, []byte("postgres"))

@@ -22,8 +22,8 @@ type output struct {
 	mu      sync.Mutex
 }
 
-// line prints text for people.
-func (o *output) line(format string, args ...any) {
+// linef prints text for people.
+func (o *output) linef(format string, args ...any) {
 	if !o.json {
 		o.write(fmt.Sprintf(format, args...))
 	}
@@ -47,7 +47,7 @@ func (o *output) result(fields map[string]any, text string) {
 	maps.Copy(all, fields)
 	o.object(all)
 	if text != "" {
-		o.line("%s", text)
+		o.linef("%s", text)
 	}
 }
 
@@ -85,7 +85,7 @@ func (o *output) end(opts options, err error) int {
 	} else {
 		fmt.Fprintf(text, "heroku-migrate: %v\n", err)
 	}
-	_, _ = io.WriteString(os.Stderr, pgurl.Redact(text.String(), o.secrets...))
+	_, _ = os.Stderr.WriteString(pgurl.Redact(text.String(), o.secrets...))
 	return status
 }
 

@@ -46,14 +46,14 @@ func (p *program) tell(ctx context.Context, events <-chan migrator.Event) {
 		p.out.object(eventObject(e))
 		switch e.Kind {
 		case migrator.EventPhase:
-			p.out.line("%s: %s", e.Phase, e.Message)
+			p.out.linef("%s: %s", e.Phase, e.Message)
 			if e.Phase == migrator.PhaseReplicating && p.until == string(migrator.UntilSwitched) {
-				p.out.line("run does not switch by itself: `heroku-migrate switch`, from another terminal")
+				p.out.linef("run does not switch by itself: `heroku-migrate switch`, from another terminal")
 			}
 		case migrator.EventWaiting, migrator.EventWarning, migrator.EventFailure:
-			p.out.line("%s: %s", e.Kind, e.Message)
+			p.out.linef("%s: %s", e.Kind, e.Message)
 		case migrator.EventCommand:
-			p.out.line("%s", e.Message)
+			p.out.linef("%s", e.Message)
 		case migrator.EventChunk:
 			if time.Since(lastCopy) >= copyEvery {
 				lastCopy = time.Now()
@@ -63,7 +63,7 @@ func (p *program) tell(ctx context.Context, events <-chan migrator.Event) {
 			rows += e.Rows
 			if time.Since(lastRound) >= roundEvery {
 				if !lastRound.IsZero() {
-					p.out.line("replicating: %.0f changes/s, %.1f s behind", float64(rows)/time.Since(lastRound).Seconds(), e.Took.Seconds())
+					p.out.linef("replicating: %.0f changes/s, %.1f s behind", float64(rows)/time.Since(lastRound).Seconds(), e.Took.Seconds())
 				}
 				lastRound, rows = time.Now(), 0
 			}
@@ -85,7 +85,7 @@ func (p *program) tellCopy(ctx context.Context) {
 	if eta := s.ProgressSignals.ThroughputETA; eta.ETASeconds != nil {
 		line += fmt.Sprintf(", %s/s, %s left", size(int64(eta.BytesPerSecond)), time.Duration(*eta.ETASeconds)*time.Second)
 	}
-	p.out.line("%s", line)
+	p.out.linef("%s", line)
 }
 
 // eventObject is an event for programs.
