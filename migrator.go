@@ -269,7 +269,7 @@ func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 			}
 			return nil
 		case err != nil && !Retryable(err):
-			m.log.ErrorContext(ctx, "the step failed", "phase", string(s.Phase), "error", err)
+			m.log.InfoContext(ctx, "the step failed", "phase", string(s.Phase), "error", err)
 			m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})
 			return errors.Join(err, m.journal.Fail(ctx, s.Phase, err))
 		case err != nil:

@@ -50,7 +50,7 @@ func (p *program) tell(ctx context.Context, events <-chan migrator.Event) {
 			if e.Phase == migrator.PhaseReplicating && p.until == string(migrator.UntilSwitched) {
 				p.out.linef("run does not switch by itself: `heroku-migrate switch`, from another terminal")
 			}
-		case migrator.EventWaiting, migrator.EventWarning, migrator.EventFailure:
+		case migrator.EventWaiting, migrator.EventWarning:
 			p.out.linef("%s: %s", e.Kind, e.Message)
 		case migrator.EventCommand:
 			p.out.linef("%s", e.Message)
@@ -67,7 +67,7 @@ func (p *program) tell(ctx context.Context, events <-chan migrator.Event) {
 				}
 				lastRound, rows = time.Now(), 0
 			}
-		case migrator.EventTable, migrator.EventSwitched:
+		case migrator.EventTable, migrator.EventSwitched, migrator.EventFailure: // Run returns the failure
 		}
 	}
 }
