@@ -15,8 +15,8 @@ type CutoverConfig struct {
 	// CatchUp is how long to do rounds before the fence until the target is less than two seconds behind.
 	// Default: 2 minutes.
 	CatchUp time.Duration
-	// FenceTimeout is how long to try to get the fence up while transactions are in the way. Each try makes
-	// writers wait for less than a second. Default: 60 s.
+	// FenceTimeout is how long to try to get the fence up while transactions are in the way. Each try refuses
+	// writes for three seconds at most. Default: 60 s.
 	FenceTimeout time.Duration
 	// DrainTimeout is how long the last rounds may take behind the fence. After it, the fence is lifted
 	// and nothing has happened. Default: 60 s.
@@ -45,8 +45,8 @@ func (c CutoverConfig) withDefaults() CutoverConfig {
 // SwitchReport is what a switch did.
 type SwitchReport struct {
 	At time.Time `json:"at"`
-	// WithoutWrites is how long nobody could write: from the moment at which the fence's locks were asked for
-	// until the target was complete.
+	// WithoutWrites is how long nobody could write: from just before the fence was closed until the target was
+	// complete.
 	WithoutWrites time.Duration `json:"without_writes_ns"`
 	FenceAttempts int           `json:"fence_attempts"`
 	Fence         time.Duration `json:"fence_ns"`
@@ -281,8 +281,11 @@ func raiseFence(ctx context.Context, src Source, r *replicator, cfg CutoverConfi
 	deadline := time.Now().Add(cfg.FenceTimeout)
 	for {
 		report.FenceAttempts++
+		err := src.PrepareFence(ctx, r.live)
 		began := time.Now()
-		err := src.Fence(ctx, r.live)
+		if err == nil {
+			err = src.Fence(ctx, r.live)
+		}
 		if err == nil || !errors.Is(err, ErrBusy) || ctx.Err() != nil {
 			return began, err
 		}

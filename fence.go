@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// The fence function in its two forms. A statement that has waited for its table's lock sees the form
-// that was committed last.
+// The fence function in its two forms. A statement that has just been granted its table's lock sees the form that
+// was committed last.
 const (
 	fenceClosed = `CREATE OR REPLACE FUNCTION %s.fence() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -24,76 +26,169 @@ BEGIN
 END $$`
 )
 
-// Fence implements [Source]. It is one transaction: lock every table against writers, which waits for
-// those that have written, put a trigger that refuses on each, commit. Privileges are not touched, so
-// there is nothing to restore, and roles that privileges do not stop are stopped too.
-func (h *Heroku) Fence(ctx context.Context, tables []*Table) error {
-	if len(tables) == 0 {
-		return nil
-	}
-	var relations []Relation
-	names, ids := make([]string, len(tables)), make([]uint32, len(tables))
-	for i, t := range tables {
-		relations = append(relations, t.relations()...)
-		names[i], ids[i] = t.Only(), t.ID // a partitioned root brings all that are its partitions now
-	}
-	err := h.change(ctx, func(tx pgx.Tx) error {
-		if err := lockAgainstWriters(ctx, tx, names); err != nil {
+// drainTime is how long one attempt refuses writes while it waits for transactions that have written.
+const drainTime = 3 * time.Second
+
+// PrepareFence implements [Source]: a trigger on each relation that refuses nothing yet. Relations are locked one
+// table at a time, so the application's transactions, which lock several, cannot get stuck with ours.
+func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
+	for _, t := range tables {
+		if err := h.prepareFence(ctx, t); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, `
-			SELECT c.oid, n.nspname, c.relname
-			FROM (SELECT t.oid FROM unnest($1::oid[]) AS t(oid)
-			      UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p) AS r
-			JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')`, ids)
-		if err != nil {
-			return err
-		}
-		relations, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
-			err = row.Scan(&r.ID, &r.Schema, &r.Name)
-			return r, err
-		})
-		if err != nil {
-			return err
-		}
-		var b strings.Builder
-		fmt.Fprintf(&b, fenceClosed+";\n", SchemaName)
-		present, err := fenced(ctx, tx)
-		if err != nil {
-			return err
-		}
-		for _, r := range relations {
-			if !present[r.ID] {
-				fmt.Fprintf(&b, `CREATE TRIGGER heroku_migrator_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %[1]s
-					FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.fence();
-					ALTER TABLE ONLY %[1]s ENABLE ALWAYS TRIGGER heroku_migrator_fence;`, r.Ident())
-			}
-		}
-		b.WriteString(`UPDATE heroku_migrator.migration SET fenced = true;`)
-		_, err = tx.Exec(ctx, b.String())
-		return err
-	})
-	if errors.Is(err, ErrBusy) {
-		return fmt.Errorf("fence the source: %w; %s", err, holders(ctx, h.pool, relations))
-	}
-	if err != nil {
-		return fmt.Errorf("fence the source: %w", err)
 	}
 	return nil
 }
 
-// fenced lists the relations that have the fence's trigger, open or closed.
-func fenced(ctx context.Context, q querier) (map[uint32]bool, error) {
-	rows, err := q.Query(ctx, `SELECT tgrelid FROM pg_trigger WHERE tgname = 'heroku_migrator_fence'`)
+func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
+	var relations []Relation
+	missing := func(q querier) (err error) {
+		rows, err := q.Query(ctx, `
+			SELECT c.oid, n.nspname, c.relname
+			FROM (SELECT $1::oid AS oid UNION SELECT relid FROM pg_partition_tree($1::oid)) AS r
+			JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relkind IN ('r', 'p')
+			  AND NOT EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'heroku_migrator_fence' AND g.tgenabled = 'A')`, t.ID)
+		if err != nil {
+			return err
+		}
+		relations, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
+			err = row.Scan(&r.ID, &r.Schema, &r.Name)
+			return r, err
+		})
+		return err
+	}
+	if err := missing(h.pool); err != nil || len(relations) == 0 {
+		return err
+	}
+	err := h.change(ctx, func(tx pgx.Tx) error {
+		// A partitioned root brings all that are its partitions now.
+		if err := lockAgainstWriters(ctx, tx, []string{t.Only()}); err != nil {
+			return err
+		}
+		if err := missing(tx); err != nil {
+			return err
+		}
+		var b strings.Builder
+		for _, r := range relations {
+			fmt.Fprintf(&b, `CREATE TRIGGER heroku_migrator_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %[1]s
+				FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.fence();
+				ALTER TABLE ONLY %[1]s ENABLE ALWAYS TRIGGER heroku_migrator_fence;`, r.Ident())
+		}
+		_, err := tx.Exec(ctx, b.String())
+		return err
+	})
+	if errors.Is(err, ErrBusy) {
+		return fmt.Errorf("prepare the fence of %s: %w; %s", t, err, holders(ctx, h.pool, relations))
+	}
+	if err != nil {
+		return fmt.Errorf("prepare the fence of %s: %w", t, err)
+	}
+	return nil
+}
+
+// Fence implements [Source]. The triggers are there; replacing their function closes all tables at once and takes no
+// lock on any. Then the transactions that have written before are waited for. See ARCHITECTURE.md, Fence, for
+// why nothing can slip through between the two. Privileges are not touched, so there is nothing to restore, and
+// roles that privileges do not stop are stopped too.
+func (h *Heroku) Fence(ctx context.Context, tables []*Table) error {
+	if err := h.PrepareFence(ctx, tables); err != nil {
+		return err
+	}
+	ids := make([]uint32, len(tables))
+	for i, t := range tables {
+		ids[i] = t.ID
+	}
+	// Somebody who has been writing for long will not end in time: do not refuse writes for nothing.
+	slow, err := h.openWriters(ctx, ids, drainTime)
+	if err != nil {
+		return fmt.Errorf("fence the source: %w", err)
+	}
+	if len(slow) > 0 {
+		return h.inTheWay(slow)
+	}
+	err = h.change(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf(fenceClosed, SchemaName)+`; UPDATE heroku_migrator.migration SET fenced = true`)
+		return err
+	})
+	if err == nil {
+		err = h.drain(ctx, ids)
+	}
+	if err == nil {
+		return nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if undoErr := h.Unfence(undo); undoErr != nil {
+		return errors.Join(fmt.Errorf("fence the source: %w", err), undoErr)
+	}
+	if errors.Is(err, ErrBusy) {
+		return err
+	}
+	return fmt.Errorf("fence the source: %w", err)
+}
+
+// writer is a transaction that holds a lock for writing.
+type writer struct {
+	transaction string // virtual transaction
+	description string
+}
+
+// openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age.
+func (h *Heroku) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
+	rows, err := h.pool.Query(ctx, `
+		SELECT l.virtualtransaction, min(coalesce(
+		       format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename, coalesce(nullif(a.application_name, ''), 'no application name'),
+		              round(extract(epoch FROM clock_timestamp() - a.xact_start))),
+		       format('prepared transaction %s', (SELECT string_agg(p.gid, ', ') FROM pg_prepared_xacts p WHERE p.database = current_database()))))
+		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+		WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+		  AND l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p)
+		  AND l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.backend_type, '') <> 'autovacuum worker'
+		  AND ($2 = 0 OR a.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2))
+		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process
 	if err != nil {
 		return nil, err
 	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
-	present := make(map[uint32]bool, len(ids))
-	for _, id := range ids {
-		present[id] = true
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (w writer, err error) {
+		err = row.Scan(&w.transaction, &w.description)
+		return w, err
+	})
+}
+
+// drain waits for the transactions that hold locks for writing now. Those that come later are refused.
+func (h *Heroku) drain(ctx context.Context, ids []uint32) error {
+	before, err := h.openWriters(ctx, ids, 0)
+	if err != nil {
+		return err
 	}
-	return present, err
+	for deadline := time.Now().Add(drainTime); len(before) > 0; {
+		if time.Now().After(deadline) {
+			return h.inTheWay(before)
+		}
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return err
+		}
+		now, err := h.openWriters(ctx, ids, 0)
+		if err != nil {
+			return err
+		}
+		open := map[string]bool{}
+		for _, w := range now {
+			open[w.transaction] = true
+		}
+		before = slices.DeleteFunc(before, func(w writer) bool { return !open[w.transaction] })
+	}
+	return nil
+}
+
+func (h *Heroku) inTheWay(writers []writer) error {
+	list := make([]string, len(writers))
+	for i, w := range writers {
+		list[i] = w.description
+	}
+	return fmt.Errorf("fence the source: %w; transactions that have written do not end: %s", ErrBusy, abbreviate(list))
 }
 
 // Unfence implements [Source]. It replaces one function, so it takes no lock on any table and all of

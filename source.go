@@ -50,9 +50,13 @@ type Source interface {
 	// changed these rows: the next round compares them anew. With all true, every row of the table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
 
-	// Fence refuses every write to the tables from now on (I5), after the last transaction that
-	// wrote to one of them has ended. One attempt; it fails with [ErrBusy], and nothing has
-	// happened, if a transaction was in the way.
+	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails
+	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left.
+	PrepareFence(ctx context.Context, tables []*Table) error
+
+	// Fence refuses every write to the tables from now on (I5), and returns when the last transaction
+	// that had written to one of them has ended. One attempt of a few seconds; it fails with
+	// [ErrBusy], and the application writes as before, if a transaction did not end.
 	Fence(ctx context.Context, tables []*Table) error
 
 	// Unfence lets the application write again. It does nothing if there is no fence.
