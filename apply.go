@@ -30,7 +30,7 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 			if c.Rows == 0 {
 				continue
 			}
-			n, err := applyTable(ctx, tx, snap, c)
+			n, err := p.applyTable(ctx, tx, snap, c)
 			if err != nil {
 				return err
 			}
@@ -48,6 +48,7 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 		return err
 	})
 	if err != nil {
+		p.ops.forget()
 		return fmt.Errorf("apply a round: %w", err)
 	}
 	return nil
@@ -76,9 +77,9 @@ func truncateAll(ctx context.Context, tx pgx.Tx, round Round) error {
 	return nil
 }
 
-func applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
+func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
 	t := c.Table
-	ops, err := keyEquals(ctx, tx, t)
+	ops, err := p.ops.get(ctx, tx, t)
 	if err != nil {
 		return 0, err
 	}

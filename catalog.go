@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -150,6 +151,39 @@ func keyEquals(ctx context.Context, q querier, t *Table) ([]keyOperator, error) 
 		return nil, fmt.Errorf("key of %s: there is no unique index on (%s)", t, t.keyList(""))
 	}
 	return ops, nil
+}
+
+// operatorCache remembers the operators of tables whose rows are being moved: they are needed for every chunk and
+// every round.
+type operatorCache struct {
+	mu  sync.Mutex
+	ops map[uint32][]keyOperator
+}
+
+func (c *operatorCache) get(ctx context.Context, q querier, t *Table) ([]keyOperator, error) {
+	c.mu.Lock()
+	ops, ok := c.ops[t.ID]
+	c.mu.Unlock()
+	if ok {
+		return ops, nil
+	}
+	ops, err := keyEquals(ctx, q, t)
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.ops == nil {
+			c.ops = map[uint32][]keyOperator{}
+		}
+		c.ops[t.ID] = ops
+	}
+	return ops, err
+}
+
+// forget is called after a failure, which may come from operators that are not there any more.
+func (c *operatorCache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ops = nil
 }
 
 // matchKey returns the condition that two rows have the same key.

@@ -29,6 +29,7 @@ type Heroku struct {
 	pool  *pgxpool.Pool
 	tools dumpTools
 
+	ops   operatorCache
 	mu    sync.Mutex
 	claim Claim
 }

@@ -28,6 +28,7 @@ type PlanetScale struct {
 	pool    *pgxpool.Pool
 	journal *Journal
 
+	ops    operatorCache
 	mu     sync.Mutex
 	silent *bool
 }

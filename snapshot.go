@@ -16,7 +16,7 @@ type herokuSnapshot struct {
 	tx      pgx.Tx
 	pos     Position
 	trimmed Position
-	ops     map[uint32][]keyOperator
+	ops     *operatorCache
 }
 
 // Snapshot implements [Source].
@@ -33,7 +33,7 @@ func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &herokuSnapshot{conn: conn, ops: map[uint32][]keyOperator{}}
+	s := &herokuSnapshot{conn: conn, ops: &h.ops}
 	s.tx, err = conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		conn.Release()
@@ -69,19 +69,13 @@ func (s *herokuSnapshot) Close(ctx context.Context) error {
 	return s.tx.Rollback(ctx)
 }
 
-func (s *herokuSnapshot) keyEquals(ctx context.Context, t *Table) ([]keyOperator, error) {
-	if ops, ok := s.ops[t.ID]; ok {
-		return ops, nil
-	}
-	ops, err := keyEquals(ctx, s.tx, t)
-	s.ops[t.ID] = ops
-	return ops, err
-}
-
 // CopyChunk implements [Snapshot]. The lock comes before the look at the filenode: from then on, the
 // file cannot change until the snapshot is closed.
 func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io.Writer) (int64, error) {
-	fail := func(err error) (int64, error) { return 0, fmt.Errorf("read %s: %w", c.Leaf, err) }
+	fail := func(err error) (int64, error) {
+		s.ops.forget()
+		return 0, fmt.Errorf("read %s: %w", c.Leaf, err)
+	}
 	_, err := s.tx.Exec(ctx, `LOCK TABLE ONLY `+c.Leaf.Ident()+` IN ACCESS SHARE MODE`)
 	if err != nil {
 		return fail(err)
@@ -93,7 +87,7 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	if filenode == nil || *filenode != c.Filenode {
 		return fail(ErrRewritten)
 	}
-	ops, err := s.keyEquals(ctx, t)
+	ops, err := s.ops.get(ctx, s.tx, t)
 	if err != nil {
 		return fail(err)
 	}
@@ -245,7 +239,7 @@ func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position,
 // CopyRows implements [Snapshot]. OFFSET 0 keeps the lookups apart: one index probe a key, whatever the
 // planner believes of a log that has no statistics.
 func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
-	ops, err := s.keyEquals(ctx, t)
+	ops, err := s.ops.get(ctx, s.tx, t)
 	if err != nil {
 		return 0, err
 	}
@@ -253,6 +247,7 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT (FORMAT %s)`,
 		t.copied("r."), changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
 	if err != nil {
+		s.ops.forget()
 		return n, fmt.Errorf("read changed rows of %s: %w", t, err)
 	}
 	return n, nil
