@@ -19,7 +19,7 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
 			return err
 		}
-		if err := p.silence(ctx, tx); err != nil {
+		if _, err := p.silence(ctx, tx); err != nil {
 			return err
 		}
 		if err := truncateAll(ctx, tx, round); err != nil {
@@ -118,7 +118,11 @@ func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 
 // Switch implements [Target].
 func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
-	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+	silent, err := p.AppliesSilently(ctx)
+	if err != nil {
+		return err
+	}
+	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 		for _, s := range final.Sequences {
 			if _, err := tx.Exec(ctx, `SELECT setval($1::regclass, $2, $3)`, s.Ident(), s.LastValue, s.IsCalled); err != nil {
 				return fmt.Errorf("set sequence %s: %w", s.Relation, err)
@@ -134,10 +138,6 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
 			return err
 		}
-		silent, err := p.AppliesSilently(ctx)
-		if err != nil {
-			return err
-		}
 		if !silent {
 			if err := attachCapture(ctx, tx, final.Tables); err != nil {
 				return err
@@ -147,8 +147,12 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = ''`, report); err != nil {
+		tag, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = '' WHERE pending = 'switch'`, report)
+		if err != nil {
 			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return errors.New("the switch was given up meanwhile")
 		}
 		return advance(ctx, tx, PhaseReplicating, PhaseSwitched, "the target is complete; writes on the source are refused")
 	})
@@ -333,6 +337,13 @@ func undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 	if _, err := tx.Exec(ctx, b.String()); err != nil {
 		return err
 	}
-	// pending stays: the source's fence has still to be lifted.
+	var pending CommandName
+	if err := tx.QueryRow(ctx, `SELECT pending FROM heroku_migrator.migration FOR UPDATE`).Scan(&pending); err != nil {
+		return err
+	}
+	if pending != CommandRevert {
+		return errors.New("the revert was given up meanwhile")
+	}
+	// It stays pending: the source's fence has still to be lifted.
 	return advance(ctx, tx, PhaseSwitched, PhaseReplicating, "reverted: the source takes writes again")
 }

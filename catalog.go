@@ -32,6 +32,9 @@ SELECT json_build_object(
 		WHEN c.relkind = 'p' THEN 'partitioned'
 		WHEN EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'inherited'
 		ELSE 'ordinary' END,
+	'silenced', EXISTS (
+		SELECT 1 FROM pg_trigger g WHERE g.tgname LIKE 'heroku\_migrator\_%' AND g.tgenabled <> 'A'
+		AND g.tgrelid IN (SELECT c.oid UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t)),
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 			'not_null', a.attnotnull, 'generated', a.attgenerated <> '',

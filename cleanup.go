@@ -45,8 +45,5 @@ func Cleanup(ctx context.Context, src Source, dst Target, cfg CleanupConfig) err
 			}
 		}
 	}
-	if err := dst.Journal().Advance(ctx, PhaseCleaningUp, state.Goal, ""); err != nil {
-		return err
-	}
-	return dst.Journal().Drop(ctx)
+	return dst.Journal().Drop(ctx) // and with it the phase: what follows is state.Goal
 }

@@ -116,6 +116,8 @@ func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string,
 		switch {
 		case !ok:
 			drift = append(drift, fmt.Sprintf("Table %s was created on the source after the migration began, and is not on the target: drop it, or abort and start again.", t))
+		case t.Silenced:
+			drift = append(drift, fmt.Sprintf("The triggers that capture changes of table %s were disabled (ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER after it): changes may be missing. Abort and start again.", t))
 		case !t.sameShape(k):
 			drift = append(drift, fmt.Sprintf("Table %s was changed on the source after the migration began (columns, key or partitions): undo the change, or abort and start again.", k))
 		}
@@ -174,12 +176,12 @@ func settle(ctx context.Context, src Source, dst Target, cause error) (*SwitchRe
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	for attempt := 1; ; attempt++ {
-		state, err := dst.Journal().State(undo)
-		if err == nil && state.Phase == PhaseSwitched {
-			return state.Report, nil
-		}
+		err := Recover(undo, src, dst)
 		if err == nil {
-			err = Recover(undo, src, dst)
+			var state *State
+			if state, err = dst.Journal().State(undo); err == nil && state.Phase == PhaseSwitched {
+				return state.Report, nil
+			}
 		}
 		if err == nil {
 			return nil, cause
@@ -343,14 +345,10 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) erro
 // Recover finishes or undoes a switch or a revert that was interrupted: in phase replicating the source
 // takes writes, in phase switched it does not. The process that has just taken the lead calls it first.
 func Recover(ctx context.Context, src Source, dst Target) error {
-	state, err := dst.Journal().State(ctx)
-	if err != nil || state.Pending == "" {
-		return err
-	}
-	if state.Phase != PhaseSwitched {
-		if err := src.Unfence(ctx); err != nil {
-			return err
+	return dst.Journal().settle(ctx, func(phase Phase) error {
+		if phase == PhaseSwitched {
+			return nil
 		}
-	}
-	return dst.Journal().SetPending(ctx, "")
+		return src.Unfence(ctx)
+	})
 }

@@ -63,7 +63,7 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		// A partitioned root brings all that are its partitions now.
-		if err := lockAgainstWriters(ctx, tx, []string{t.Only()}); err != nil {
+		if err := h.lockAgainstWriters(ctx, tx, t); err != nil {
 			return err
 		}
 		if err := missing(tx); err != nil {

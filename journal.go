@@ -227,6 +227,28 @@ func (j *Journal) SetPending(ctx context.Context, name CommandName) error {
 	return j.exec(ctx, "note what begins", `UPDATE heroku_migrator.migration SET pending = $1`, string(name))
 }
 
+// settle clears what is pending once finish has brought the source in line with the phase. The row stays locked
+// meanwhile: a commit of the switch or revert that is still under way, though nobody waits for its answer any
+// more, is waited for, and one that comes later finds that it is not pending.
+func (j *Journal) settle(ctx context.Context, finish func(Phase) error) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		var phase Phase
+		var pending string
+		if err := tx.QueryRow(ctx, `SELECT phase, pending FROM heroku_migrator.migration FOR UPDATE`).Scan(&phase, &pending); err != nil || pending == "" {
+			return err
+		}
+		if err := finish(phase); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET pending = ''`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("settle what was interrupted: %w", err)
+	}
+	return nil
+}
+
 // SetGoal notes what cleaning up leads to, together with the phase.
 func (j *Journal) SetGoal(ctx context.Context, from, goal Phase, message string) error {
 	err := j.tx(ctx, func(tx pgx.Tx) error {

@@ -70,32 +70,34 @@ func (p *PlanetScale) Identify(ctx context.Context) (Identity, error) {
 }
 
 // AppliesSilently implements [Target]. The server is asked, not a table of what platforms allow.
-func (p *PlanetScale) AppliesSilently(ctx context.Context) (bool, error) {
+func (p *PlanetScale) AppliesSilently(ctx context.Context) (silent bool, err error) {
+	err = pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+		silent, err = p.silence(ctx, tx)
+		return err
+	})
+	return silent, err
+}
+
+// silence makes foreign keys and triggers silent for the rest of the transaction, and tells whether that can be done.
+func (p *PlanetScale) silence(ctx context.Context, tx pgx.Tx) (bool, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.silent != nil {
-		return *p.silent, nil
+	known := p.silent
+	p.mu.Unlock()
+	if known != nil && !*known {
+		return false, nil
 	}
-	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { // a savepoint, since it may be refused
 		_, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
 		return err
 	})
-	can := err == nil
 	if err != nil && sqlState(err) != "42501" {
-		return false, fmt.Errorf("try session_replication_role: %w", err)
+		return false, fmt.Errorf("set session_replication_role: %w", err)
 	}
+	can := err == nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.silent = &can
 	return can, nil
-}
-
-// silence makes foreign keys and triggers silent for the rest of the transaction, where that can be done.
-func (p *PlanetScale) silence(ctx context.Context, tx pgx.Tx) error {
-	can, err := p.AppliesSilently(ctx)
-	if err != nil || !can {
-		return err
-	}
-	_, err = tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
-	return err
 }
 
 // Create implements [Target].
@@ -160,7 +162,7 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, er
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
 			return err
 		}
-		if err := p.silence(ctx, tx); err != nil {
+		if _, err := p.silence(ctx, tx); err != nil {
 			return err
 		}
 		var read1 int64

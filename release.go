@@ -41,7 +41,8 @@ type beginner func(context.Context, func(pgx.Tx) error) error
 func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) error {
 	rows, err := pool.Query(ctx, `
 		SELECT t.tgrelid, n.nspname, c.relname, array_agg(t.tgname::text),
-		       coalesce(array_agg(DISTINCT f.proname::text) FILTER (WHERE f.proname LIKE 'capture\_%'), '{}')
+		       coalesce(array_agg(DISTINCT f.proname::text) FILTER (WHERE f.proname LIKE 'capture\_%'), '{}'),
+		       EXISTS (SELECT 1 FROM pg_inherits i WHERE i.inhparent = t.tgrelid)
 		FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 		JOIN pg_proc f ON f.oid = t.tgfoid
 		WHERE t.tgname LIKE 'heroku\_migrator\_%' AND t.tgparentid = 0 AND NOT t.tgisinternal
@@ -52,9 +53,10 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 	type captured struct {
 		Relation
 		triggers, functions []string
+		several             bool
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers, &c.functions)
+		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers, &c.functions, &c.several)
 		return c, err
 	})
 	if err != nil {
@@ -63,7 +65,7 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 	var busy error
 	for _, c := range list {
 		err := begin(ctx, func(tx pgx.Tx) error {
-			budget, err := lockBudget(ctx, tx)
+			budget, err := lockBudget(ctx, tx, c.several)
 			if err != nil {
 				return err
 			}
@@ -82,7 +84,7 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 		})
 		switch state := sqlState(err); {
 		case err == nil, state == "42P01", state == "42704": // the table or trigger is gone
-		case (state == "55P03" || state == "57014" || state == "40P01") && ctx.Err() == nil:
+		case isBusy(ctx, err):
 			busy = fmt.Errorf("drop our triggers on %s: %w; %s", c, ErrBusy, holders(ctx, pool, []Relation{c.Relation}))
 		default:
 			return fmt.Errorf("drop our triggers on %s: %w", c, err)

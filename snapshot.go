@@ -92,9 +92,13 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		return fail(err)
 	}
 	// Nothing in the log of this snapshot: nothing to leave out.
-	var changed bool
-	if err := s.tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+logName(t.ID)+`)`).Scan(&changed); err != nil {
+	var changed, trimmed bool
+	if err := s.tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+logName(t.ID)+`),
+		coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&changed, &trimmed); err != nil {
 		return fail(err)
+	}
+	if trimmed { // the target has gone back to before it held this table
+		return fail(ErrTrimmed)
 	}
 	where := []string{"true"}
 	if changed {
@@ -132,6 +136,19 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			return nil, err
 		}
 		if !covered {
+			return nil, ErrTrimmed
+		}
+	}
+	if since.IsZero() {
+		ids := make([]uint32, len(tables))
+		for i, t := range tables {
+			ids[i] = t.ID
+		}
+		var trimmed bool
+		if err := s.tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = ANY ($1::oid[]) AND trimmed)`, ids).Scan(&trimmed); err != nil {
+			return nil, fmt.Errorf("read what was trimmed: %w", err)
+		}
+		if trimmed {
 			return nil, ErrTrimmed
 		}
 	}

@@ -169,6 +169,8 @@ type Table struct {
 	Key     []string  `json:"key"` // columns of a NOT NULL unique key; empty if there is none
 	Leaves  []Leaf    `json:"leaves"`
 	Rows    int64     `json:"rows"` // an estimate
+	// Silenced tells that triggers of ours on it are, or were, disabled: changes may not have been captured.
+	Silenced bool `json:"silenced,omitempty"`
 }
 
 // Leaf is a relation that holds rows of a table: the table itself, or a partition.

@@ -5,17 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// captureSQL holds the statements that install capture for one table, in the three steps in which they
+// captureSQL holds the statements that install capture for one table, in the two steps in which they
 // are run. See ARCHITECTURE.md, Capture.
 type captureSQL struct {
-	prepare string   // log and function: nobody waits for these
-	lock    []string // relations to lock before
-	attach  string   // triggers
+	prepare string // log and function: nobody waits for these
+	attach  string // triggers
 }
 
 // buildCapture writes the statements. always makes the triggers fire for sessions with
@@ -23,14 +23,27 @@ type captureSQL struct {
 func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
 	var c captureSQL
+	keys, rows := t.keyList(""), "heroku_migrator_rows"
+	oldKeys, newKeys := `VALUES (`+t.keyList("OLD.")+`)`, `VALUES (`+t.keyList("NEW.")+`)`
+	if places, ok := t.keyFirst(); ok {
+		// By place, not by name: a key column that the application renames must not break its writes.
+		aliases := make([]string, len(places))
+		picked := make([]string, len(places))
+		for i, place := range places {
+			aliases[i], picked[i] = fmt.Sprintf("k%d", i+1), fmt.Sprintf("r.k%d", place+1)
+		}
+		keys, rows = strings.Join(picked, ", "), "heroku_migrator_rows AS r("+strings.Join(aliases, ", ")+")"
+		oldKeys = fmt.Sprintf("SELECT %s FROM (SELECT OLD.*) AS r(%s)", keys, strings.Join(aliases, ", "))
+		newKeys = fmt.Sprintf("SELECT %s FROM (SELECT NEW.*) AS r(%s)", keys, strings.Join(aliases, ", "))
+	}
 	c.prepare = fmt.Sprintf(`
 		CREATE TABLE %[1]s AS SELECT %[2]s FROM %[3]s WITH NO DATA;
 		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();
 		CREATE FUNCTION %[4]s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 		BEGIN
-			INSERT INTO %[1]s (%[2]s) VALUES (%[5]s);
+			INSERT INTO %[1]s (%[2]s) %[5]s;
 			RETURN NULL;
-		END $capture$;`, log, t.keyList(""), t.Only(), fn, t.keyList("OLD."))
+		END $capture$;`, log, t.keyList(""), t.Only(), fn, oldKeys)
 
 	var b strings.Builder
 	trigger := func(on Relation, name, rest string) {
@@ -45,9 +58,9 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			#variable_conflict use_column
 			BEGIN
-				INSERT INTO %[1]s (%[2]s) SELECT %[2]s FROM heroku_migrator_rows;
+				INSERT INTO %[1]s (%[2]s) SELECT %[4]s FROM %[5]s;
 				RETURN NULL;
-			END $capture$;`, log, t.keyList(""), fn)
+			END $capture$;`, log, t.keyList(""), fn, keys, rows)
 		for _, e := range []struct{ name, event, rows string }{
 			{"insert", "INSERT", "NEW"}, {"update", "UPDATE", "NEW"}, {"delete", "DELETE", "OLD"},
 		} {
@@ -60,9 +73,9 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		c.prepare += fmt.Sprintf(`
 			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			BEGIN
-				INSERT INTO %[1]s (%[2]s) VALUES (%[4]s);
+				INSERT INTO %[1]s (%[2]s) %[4]s;
 				RETURN NULL;
-			END $capture$;`, log, t.keyList(""), fn, t.keyList("NEW."))
+			END $capture$;`, log, t.keyList(""), fn, newKeys)
 		trigger(t.Relation, "write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
 		trigger(t.Relation, "delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
@@ -71,8 +84,19 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		trigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.truncate()`, r.Ident()))
 	}
 	c.attach = b.String()
-	c.lock = []string{t.Only()} // a partitioned root brings its partitions
 	return c
+}
+
+// keyFirst tells whether the key columns are the table's first ones, and returns the place of each.
+func (t *Table) keyFirst() (places []int, ok bool) {
+	for _, k := range t.Key {
+		place := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == k })
+		if place < 0 || place >= len(t.Key) {
+			return nil, false
+		}
+		places = append(places, place)
+	}
+	return places, true
 }
 
 func logName(id uint32) string { return fmt.Sprintf("%s.changes_%d", SchemaName, id) }
@@ -110,7 +134,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 			}
 			return err
 		}
-		if err := lockAgainstWriters(ctx, tx, c.lock); err != nil {
+		if err := h.lockAgainstWriters(ctx, tx, t); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, c.attach); err != nil {
@@ -136,6 +160,9 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 			return err
 		}
 		for _, t := range tables {
+			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.captured SET trimmed = true WHERE relid = $1 AND NOT trimmed`, t.ID); err != nil {
+				return err
+			}
 			_, err := tx.Exec(ctx, `DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot)`, upTo.Snapshot)
 			if err != nil {
 				return err
