@@ -70,7 +70,13 @@ func truncateAll(ctx context.Context, tx pgx.Tx, round Round) error {
 	if len(names) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, `TRUNCATE `+strings.Join(names, ", "))
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `TRUNCATE `+strings.Join(names, ", "))
+		return err
+	})
+	if sqlState(err) == "0A000" { // a table that is not truncated refers to one that is
+		_, err = tx.Exec(ctx, `DELETE FROM `+strings.Join(names, "; DELETE FROM "))
+	}
 	if err != nil {
 		return fmt.Errorf("truncate: %w", err)
 	}
@@ -110,6 +116,9 @@ func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 			return err
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx, t, r) })
+	if sqlState(err) == "23514" && t.Kind == KindPartitioned {
+		return 0, fmt.Errorf("a partition of %s that was made on the source after the migration began is missing on the target; make it there too, and run again: %w", t, err)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("insert changed rows of %s: %w", t, err)
 	}
@@ -152,7 +161,7 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
-			return errors.New("the switch was given up meanwhile")
+			return errors.Join(p.journal.checkEpoch(ctx, tx), errors.New("the switch was given up meanwhile"))
 		}
 		return advance(ctx, tx, PhaseReplicating, PhaseSwitched, "the target is complete; writes on the source are refused")
 	})
@@ -166,7 +175,7 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 // that a revert knows what was written. Tables are prepared one by one and before the fence, where time does
 // not matter; the triggers are not ALWAYS, so what the migrator applies until then does not fire them. Where
 // applying is not silent, they are attached by Switch.
-func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table) error {
+func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch touchRows) error {
 	silent, err := p.AppliesSilently(ctx)
 	if err != nil {
 		return err
@@ -184,8 +193,15 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table) error 
 	for i := 0; i < len(tables) && err == nil; i++ {
 		err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 			var done bool
-			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, logName(tables[i].ID)).Scan(&done); err != nil || done {
+			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, logName(tables[i].ID)).Scan(&done); err != nil {
 				return err
+			}
+			if done { // from an earlier switch
+				written, err := writtenOnTarget(ctx, tx, tables[i:i+1])
+				if err != nil || len(written) == 0 {
+					return err
+				}
+				return handOver(ctx, tx, written, touch)
 			}
 			c, err := targetCapture(ctx, tx, tables[i])
 			if err != nil {
@@ -226,7 +242,7 @@ func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 }
 
 // Revert implements [Target].
-func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, touch func(context.Context, *Table, io.Reader, bool) error) error {
+func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, touch touchRows) error {
 	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
 		names := make([]string, len(tables))
 		for i, t := range tables {
@@ -244,24 +260,42 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 		if len(written) > 0 && !force {
 			return revertRefused(written)
 		}
-		for _, w := range written {
-			_, err := stream(ctx,
-				func(ctx context.Context, out io.Writer) error {
-					_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.keyList(""), logName(w.table.ID)), out)
-					return err
-				},
-				func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
-			if err != nil {
-				return err
-			}
+		if err := handOver(ctx, tx, written, touch); err != nil {
+			return err
 		}
-		return undoSwitch(ctx, tx, tables)
+		return p.undoSwitch(ctx, tx, tables)
 	})
 	if refused := new(RefusedError); errors.As(err, &refused) {
 		return refused
 	}
 	if err != nil {
 		return fmt.Errorf("revert: %w", err)
+	}
+	return nil
+}
+
+// touchRows enters keys into the source's change log: [Source.Touch].
+type touchRows = func(ctx context.Context, table *Table, keys io.Reader, all bool) error
+
+// handOver gives the keys of rows that were written on the target to the source's change log, whose next round
+// brings them to the source's state, and forgets them here.
+func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touchRows) error {
+	for _, w := range written {
+		_, err := stream(ctx,
+			func(ctx context.Context, out io.Writer) error {
+				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.keyList(""), logName(w.table.ID)), out)
+				return err
+			},
+			func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM `+logName(w.table.ID)); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid = ANY ($1::text[]::regclass[])`, w.table.relationNames()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -281,11 +315,7 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 		if err != nil {
 			return nil, err
 		}
-		relations := make([]string, 0, len(t.Leaves)+1)
-		for _, r := range t.relations() {
-			relations = append(relations, r.Ident())
-		}
-		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid = ANY ($1::text[]::regclass[]))`, relations).Scan(&w.truncated)
+		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid = ANY ($1::text[]::regclass[]))`, t.relationNames()).Scan(&w.truncated)
 		if err != nil {
 			return nil, err
 		}
@@ -314,7 +344,7 @@ func revertRefused(written []writtenTable) error {
 }
 
 // undoSwitch takes back what the switch created, so that changes can be applied again.
-func undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 	rows, err := tx.Query(ctx, `SELECT undo FROM heroku_migrator.objects WHERE stage = 'switch' AND state = 'done' AND undo <> '' ORDER BY id DESC`)
 	if err != nil {
 		return err
@@ -328,11 +358,21 @@ func undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 			return err
 		}
 	}
+	silent, err := p.silence(ctx, tx)
+	if err != nil {
+		return err
+	}
 	var b strings.Builder
 	for _, t := range tables {
+		if silent {
+			break // it stays: who goes on writing here by mistake is found before the next switch
+		}
 		fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION heroku_migrator.capture_%[1]d_old() CASCADE; DROP TABLE %[2]s;`, t.ID, logName(t.ID))
 	}
-	b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;
+	if !silent {
+		b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;`)
+	}
+	b.WriteString(`
 		UPDATE heroku_migrator.objects SET state = 'pending' WHERE stage = 'switch' AND state = 'done';`)
 	if _, err := tx.Exec(ctx, b.String()); err != nil {
 		return err
@@ -342,7 +382,7 @@ func undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 		return err
 	}
 	if pending != CommandRevert {
-		return errors.New("the revert was given up meanwhile")
+		return errors.Join(p.journal.checkEpoch(ctx, tx), errors.New("the revert was given up meanwhile"))
 	}
 	// It stays pending: the source's fence has still to be lifted.
 	return advance(ctx, tx, PhaseSwitched, PhaseReplicating, "reverted: the source takes writes again")

@@ -71,6 +71,14 @@ func (j *Journal) cancel(ctx context.Context, id int64) error {
 
 // take returns the oldest command that waits, and marks it running if mark is set; nil if there is none.
 func (j *Journal) take(ctx context.Context, mark bool) (*command, error) {
+	c, err := j.next(ctx)
+	if err != nil || c == nil || !mark {
+		return c, err
+	}
+	return j.claim(ctx, c)
+}
+
+func (j *Journal) next(ctx context.Context) (*command, error) {
 	var c command
 	err := j.pool.QueryRow(ctx, `
 		SELECT id, name, force FROM heroku_migrator.commands
@@ -79,20 +87,21 @@ func (j *Journal) take(ctx context.Context, mark bool) (*command, error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no command is no error
 	}
-	if err != nil || !mark {
-		return &c, err
-	}
-	err = j.tx(ctx, func(tx pgx.Tx) error {
+	return &c, err
+}
+
+// claim marks a command running. It returns nil if the command was withdrawn meanwhile.
+func (j *Journal) claim(ctx context.Context, c *command) (*command, error) {
+	withdrawn := false
+	err := j.tx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `UPDATE heroku_migrator.commands SET state = 'running' WHERE id = $1 AND state = 'pending'`, c.id)
-		if err == nil && tag.RowsAffected() == 0 {
-			c.id = 0 // withdrawn
-		}
+		withdrawn = err == nil && tag.RowsAffected() == 0
 		return err
 	})
-	if err != nil || c.id == 0 {
+	if err != nil || withdrawn {
 		return nil, err
 	}
-	return &c, nil
+	return c, nil
 }
 
 // finish records a command's result.
@@ -274,6 +283,15 @@ func (m *Migrator) serveOnce(ctx context.Context) error {
 		return err
 	}
 	defer lead.Release() //nolint:contextcheck // it has to happen whatever became of the context
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() { // ends with this call
+		select {
+		case <-lead.Lost():
+			stop(ErrLostLead)
+		case <-ctx.Done():
+		}
+	}()
 	if err := m.begin(ctx, lead); err != nil {
 		return err
 	}

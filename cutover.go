@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -99,6 +100,38 @@ func refuseDrift(ctx context.Context, src Source, dst Target) error {
 	return err
 }
 
+// resendRewritten has tables carried over as a whole that were rewritten since they were copied. A rewrite fires no
+// trigger, and may change values (ALTER TABLE … TYPE … USING); whether it did cannot be seen.
+func resendRewritten(ctx context.Context, src Source, dst Target) error {
+	tables, err := dst.Journal().Tables(ctx)
+	if err != nil {
+		return err
+	}
+	cat, err := src.Catalog(ctx)
+	if err != nil {
+		return err
+	}
+	now := map[uint32]uint32{}
+	for _, t := range cat.Tables {
+		for _, l := range t.Leaves {
+			now[l.ID] = l.Filenode
+		}
+	}
+	for _, s := range tables {
+		rewritten := slices.ContainsFunc(s.Table.Leaves, func(l Leaf) bool { return now[l.ID] != l.Filenode })
+		if !rewritten {
+			continue
+		}
+		if err := src.Touch(ctx, s.Table, strings.NewReader(""), true); err != nil {
+			return err
+		}
+		if err := dst.Journal().setFilenodes(ctx, s.Table, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // findDrift compares the source's catalog with what is being migrated.
 func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string, error) {
 	cat, err := src.Catalog(ctx)
@@ -153,7 +186,13 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err := refreshViews(ctx, dst, cfg); err != nil {
 		return nil, err
 	}
-	if err := dst.PrepareSwitch(ctx, r.live); err != nil {
+	if err := dst.PrepareSwitch(ctx, r.live, src.Touch); err != nil {
+		return nil, err
+	}
+	if err := resendRewritten(ctx, src, dst); err != nil {
+		return nil, err
+	}
+	if err := catchUpBefore(ctx, r, cfg); err != nil { // rounds stood still meanwhile
 		return nil, err
 	}
 	if err := dst.Journal().SetPending(ctx, CommandSwitch); err != nil {
@@ -183,7 +222,7 @@ func settle(ctx context.Context, src Source, dst Target, cause error) (*SwitchRe
 				return state.Report, nil
 			}
 		}
-		if err == nil {
+		if err == nil || errors.Is(err, ErrLostLead) { // or the process that leads now settles it
 			return nil, cause
 		}
 		if waitErr := sleep(undo, backoff(attempt, 200*time.Millisecond, 5*time.Second)); waitErr != nil {
@@ -226,6 +265,9 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 	}
 	report.Fence = time.Since(began)
 	if err := refuseDrift(ctx, src, dst); err != nil { // what came since Readiness looked
+		return nil, err
+	}
+	if err := resendRewritten(ctx, src, dst); err != nil {
 		return nil, err
 	}
 	drain, cancel := context.WithTimeout(ctx, cfg.DrainTimeout)
@@ -328,9 +370,7 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) erro
 	if err := dst.Journal().SetPending(ctx, CommandRevert); err != nil {
 		return err
 	}
-	revertErr := dst.Revert(ctx, tables, cfg.Force, func(ctx context.Context, t *Table, keys io.Reader, all bool) error {
-		return src.Touch(ctx, t, keys, all)
-	})
+	revertErr := dst.Revert(ctx, tables, cfg.Force, src.Touch)
 	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
 	if err := Recover(finish, src, dst); err != nil {

@@ -188,7 +188,8 @@ func TestSwitchRefusedAfterSchemaChange(t *testing.T) {
 	p.sql(t, `ALTER TABLE parents DROP COLUMN age`, `CREATE TABLE late (id int PRIMARY KEY)`)
 	_, err = m.Do(t.Context(), migrator.CommandSwitch, false)
 	require.ErrorContains(t, err, "public.late was created")
-	p.sql(t, `DROP TABLE late`)
+	p.sql(t, `DROP TABLE late`,
+		`ALTER TABLE journal RENAME id TO key`, `INSERT INTO journal (what) VALUES ('the application writes on')`, `ALTER TABLE journal RENAME key TO id`)
 	do(t, m, migrator.CommandSwitch)
 	p.requireEqual(t)
 }
@@ -303,4 +304,85 @@ func TestCommandsReachTheLeader(t *testing.T) {
 	require.NoError(t, <-done)
 	p.requireNoTrace(t)
 	require.Equal(t, migrator.PhaseWaiting, phase(t, other))
+}
+
+// A rewrite fires no trigger and may change values; the table is carried over as a whole.
+func TestSwitchAfterRewrite(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	p.sql(t, `ALTER TABLE children ALTER n TYPE int USING n + 7`, `VACUUM FULL parents`, `ALTER TABLE journal ALTER id TYPE bigint USING id + 1000000`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}
+
+// I1: whoever disables triggers, as loaders of data do, writes without leaving keys. It is noticed.
+func TestSwitchRefusedAfterTriggersWereDisabled(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	p.sql(t, `ALTER TABLE journal DISABLE TRIGGER USER`, `INSERT INTO journal (what) VALUES ('unseen')`, `ALTER TABLE journal ENABLE TRIGGER USER`)
+	_, err := m.Do(t.Context(), migrator.CommandSwitch, true)
+	require.ErrorContains(t, err, "triggers that capture changes of table public.journal were disabled")
+}
+
+// Somebody still writes to the target after a revert: the next switch has the source's rows nevertheless.
+func TestWritesOnTheTargetAfterARevert(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	do(t, m, migrator.CommandSwitch)
+	do(t, m, migrator.CommandRevert)
+	execute(t, p.target.Connect(t), `INSERT INTO journal (id, what) VALUES (-1, 'stray')`, `UPDATE parents SET name = 'stray' WHERE id = 5`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}
+
+// I5: the commit of the switch takes longer than anybody waits for it. Whatever becomes of it, one side takes writes.
+func TestSwitchWhoseCommitIsSlow(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	inSync(t, p)
+	execute(t, p.target.ConnectAdmin(t), `
+		CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE till timestamptz := clock_timestamp() + interval '4 seconds'; BEGIN
+			WHILE clock_timestamp() < till LOOP BEGIN PERFORM pg_sleep(0.2); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NULL; END $$`,
+		`CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON heroku_migrator.migration DEFERRABLE INITIALLY DEFERRED
+			FOR EACH ROW WHEN (NEW.phase = 'switched' AND OLD.phase <> 'switched') EXECUTE FUNCTION public.slow()`)
+	m := p.migrator(t, func(c *migrator.Config) { c.Cutover.DrainTimeout = 2 * time.Second })
+	_, err := m.Do(withTimeout(t, 30*time.Second), migrator.CommandSwitch, false)
+	_, writeErr := p.source.Connect(t).Exec(t.Context(), `INSERT INTO journal (what) VALUES ('late')`)
+	if phase(t, m) == migrator.PhaseSwitched {
+		require.ErrorContains(t, writeErr, "permission denied")
+		require.NoError(t, err)
+	} else {
+		require.NoError(t, writeErr)
+		require.Error(t, err)
+	}
+}
+
+// An ordinary autovacuum gives way only to those who wait longer than deadlock_timeout: capture does, without keeping writers.
+func TestCaptureInterruptsAutovacuum(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, `CREATE TABLE big (id int PRIMARY KEY, v text) WITH (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0)`,
+		`INSERT INTO big SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i`, `UPDATE big SET v = v || 'y'`)
+	admin := p.source.ConnectAdmin(t)
+	execute(t, admin, `ALTER SYSTEM SET autovacuum_naptime = '1s'`, `SELECT pg_reload_conf()`)
+	t.Cleanup(func() {
+		c, err := pgx.Connect(context.Background(), p.source.AdminURL)
+		require.NoError(t, err)
+		_, err = c.Exec(context.Background(), `ALTER SYSTEM RESET autovacuum_naptime`)
+		require.NoError(t, err)
+		_, err = c.Exec(context.Background(), `SELECT pg_reload_conf()`)
+		require.NoError(t, errors.Join(err, c.Close(context.Background())))
+	})
+	require.Eventually(t, func() bool {
+		return count(t, admin, `SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND query LIKE '%public.big%'`) > 0
+	}, 60*time.Second, 100*time.Millisecond)
+	inSync(t, p)
+	p.requireEqual(t)
 }

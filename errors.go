@@ -84,6 +84,7 @@ func Retryable(err error) bool {
 		case "40001", "40P01", "55P03", // serialization failure, deadlock, lock not available
 			"57P01", "57P02", "57P03", "57P04", // shutdowns, starting up, database dropped
 			"57014",          // statement cancelled
+			"25006",          // read-only: a primary that was demoted
 			"25P03", "25P04", // idle in transaction, transaction time-outs
 			"53300", "53100", "53200": // too many connections, disk full, out of memory
 			return true

@@ -41,10 +41,14 @@ func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
 }
 
 func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
-	var relations []Relation
+	type unfenced struct {
+		Relation
+		silenced bool // the trigger is there, and does not fire for everybody
+	}
+	var relations []unfenced
 	missing := func(q querier) (err error) {
 		rows, err := q.Query(ctx, `
-			SELECT c.oid, n.nspname, c.relname
+			SELECT c.oid, n.nspname, c.relname, EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'heroku_migrator_fence')
 			FROM (SELECT $1::oid AS oid UNION SELECT relid FROM pg_partition_tree($1::oid)) AS r
 			JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relkind IN ('r', 'p')
@@ -52,8 +56,8 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 		if err != nil {
 			return err
 		}
-		relations, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
-			err = row.Scan(&r.ID, &r.Schema, &r.Name)
+		relations, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r unfenced, err error) {
+			err = row.Scan(&r.ID, &r.Schema, &r.Name, &r.silenced)
 			return r, err
 		})
 		return err
@@ -63,7 +67,7 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		// A partitioned root brings all that are its partitions now.
-		if err := h.lockAgainstWriters(ctx, tx, t); err != nil {
+		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE"); err != nil {
 			return err
 		}
 		if err := missing(tx); err != nil {
@@ -71,15 +75,17 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 		}
 		var b strings.Builder
 		for _, r := range relations {
-			fmt.Fprintf(&b, `CREATE TRIGGER heroku_migrator_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %[1]s
-				FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.fence();
-				ALTER TABLE ONLY %[1]s ENABLE ALWAYS TRIGGER heroku_migrator_fence;`, r.Ident())
+			if !r.silenced {
+				fmt.Fprintf(&b, `CREATE TRIGGER heroku_migrator_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s
+					FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.fence();`, r.Ident())
+			}
+			fmt.Fprintf(&b, `ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER heroku_migrator_fence;`, r.Ident())
 		}
 		_, err := tx.Exec(ctx, b.String())
 		return err
 	})
 	if errors.Is(err, ErrBusy) {
-		return fmt.Errorf("prepare the fence of %s: %w; %s", t, err, holders(ctx, h.pool, relations))
+		return fmt.Errorf("prepare the fence of %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
 	}
 	if err != nil {
 		return fmt.Errorf("prepare the fence of %s: %w", t, err)

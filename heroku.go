@@ -151,74 +151,48 @@ func (h *Heroku) change(ctx context.Context, fn func(pgx.Tx) error) error {
 	})
 }
 
-// lockBudget is the time that one attempt to lock may take in all (I7). Two things follow from deadlock_timeout.
-// An autovacuum gives way to whoever has waited that long, so an attempt on a single table waits a little
-// longer; in a deadlock we are the ones who notice first, and the ones who are cancelled. An attempt on several
-// tables might hold one while the application, waiting for it, notices first; so it gives up before.
-func lockBudget(ctx context.Context, tx pgx.Tx, several bool) (time.Duration, error) {
+// lockBudget is the time that one attempt to lock may take in all (I7). It is shorter than deadlock_timeout: we give up
+// before Postgres could choose the application as the victim of a deadlock with us.
+func lockBudget(ctx context.Context, tx pgx.Tx) (time.Duration, error) {
 	var ms int64
 	err := tx.QueryRow(ctx, `SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::int8`).Scan(&ms)
-	budget := time.Duration(ms) * time.Millisecond * 14 / 10
-	if several {
-		budget = time.Duration(ms) * time.Millisecond * 8 / 10
+	return min(time.Duration(ms)*time.Millisecond*8/10, lockTimeout), err
+}
+
+// lock takes a strong lock on a table (and its partitions, if the name says so) within the lock budget. Before, it takes one
+// that only vacuum and DDL mind: an autovacuum gives way to whoever has waited for deadlock_timeout, which is
+// longer than the strong lock may be waited for, and nobody of the application queues behind this one.
+func lock(ctx context.Context, tx pgx.Tx, name, mode string) error {
+	budget, err := lockBudget(ctx, tx)
+	if err != nil {
+		return err
 	}
-	return min(budget, lockTimeout), err
+	for _, l := range []struct {
+		mode    string
+		timeout time.Duration
+		each    bool // the time-out is for each lock, not for all
+	}{{"SHARE UPDATE EXCLUSIVE", budget * 2, true}, {mode, budget, false}} {
+		all := l.timeout.Milliseconds()
+		if l.each {
+			all = 0
+		}
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d`, l.timeout.Milliseconds(), all)); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN `+l.mode+` MODE`); isBusy(ctx, err) {
+			return ErrBusy
+		} else if err != nil {
+			return err
+		}
+	}
+	_, err = tx.Exec(ctx, `SET LOCAL statement_timeout = 0`)
+	return err
 }
 
 // isBusy tells whether an attempt to lock ran out of time.
 func isBusy(ctx context.Context, err error) bool {
 	state := sqlState(err)
 	return (state == "55P03" || state == "57014" || state == "40P01") && ctx.Err() == nil
-}
-
-// lockAgainstWriters takes a SHARE ROW EXCLUSIVE lock on a table and its partitions within the lock budget. The error
-// is ErrBusy when it could not be had.
-func (h *Heroku) lockAgainstWriters(ctx context.Context, tx pgx.Tx, t *Table) error {
-	several := t.Kind == KindPartitioned
-	budget, err := lockBudget(ctx, tx, several)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %[1]d; SET LOCAL statement_timeout = %[1]d`, budget.Milliseconds()))
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `LOCK TABLE `+t.Only()+` IN SHARE ROW EXCLUSIVE MODE`)
-	if isBusy(ctx, err) {
-		if several {
-			h.interruptAutovacuum(ctx, t)
-		}
-		return ErrBusy
-	}
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `SET LOCAL statement_timeout = 0`)
-	return err
-}
-
-// interruptAutovacuum makes autovacuums of partitions give way, one by one, for the next attempt on all of them.
-func (h *Heroku) interruptAutovacuum(ctx context.Context, t *Table) {
-	rows, err := h.pool.Query(ctx, `
-		SELECT DISTINCT n.nspname, c.relname FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_type = 'autovacuum worker'
-		JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE l.locktype = 'relation' AND a.datname = current_database() AND l.relation IN (SELECT relid FROM pg_partition_tree($1::oid))`, t.ID)
-	if err != nil {
-		return // the next attempt shows whether it matters
-	}
-	list, _ := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
-		err = row.Scan(&r.Schema, &r.Name)
-		return r, err
-	})
-	for _, r := range list {
-		_ = pgx.BeginFunc(ctx, h.pool, func(tx pgx.Tx) error {
-			budget, err := lockBudget(ctx, tx, false)
-			if err == nil {
-				_, err = tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE`, budget.Milliseconds(), r.Ident()))
-			}
-			return err
-		})
-	}
 }
 
 func schemaExists(ctx context.Context, q querier) (exists bool, err error) {

@@ -106,6 +106,15 @@ var sourceChecks = []check{
 		"After a crash of the source, abort and start again.",
 	},
 	{
+		"publications", SeverityWarning, `SELECT pubname::text FROM pg_publication ORDER BY 1`,
+		"Publications are not carried over: %s.", "Create them on the target after the switch.",
+	},
+	{
+		"subscriptions", SeverityBlocker,
+		`SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+		"Subscriptions write to the source without firing triggers, so their changes would be lost: %s.", "Drop them before the migration.",
+	},
+	{
 		"foreign_tables", SeverityWarning,
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind = 'f' AND` + userRelations + ` ORDER BY 1`,

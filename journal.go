@@ -18,6 +18,7 @@ import (
 type Journal struct {
 	pool  *pgxpool.Pool
 	epoch atomic.Int64 // of the lead that this process has; 0: none
+	held  atomic.Bool  // by a Lead that was not released: one at a time, since the epoch is shared
 }
 
 // NewJournal returns the journal in the database that the pool connects to.
@@ -343,6 +344,33 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 		return nil, fmt.Errorf("journal: read tables: %w", err)
 	}
 	return list, nil
+}
+
+// setFilenodes notes which files hold the table, for whoever looks for rewrites later.
+func (j *Journal) setFilenodes(ctx context.Context, table *Table, now map[uint32]uint32) error {
+	return j.tx(ctx, func(tx pgx.Tx) error { return setFilenodes(ctx, tx, table.ID, now) })
+}
+
+func setFilenodes(ctx context.Context, tx pgx.Tx, id uint32, now map[uint32]uint32) error {
+	var text []byte
+	if err := tx.QueryRow(ctx, `SELECT spec FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, id).Scan(&text); err != nil {
+		return fmt.Errorf("note a table's files: %w", err)
+	}
+	var t Table
+	if err := json.Unmarshal(text, &t); err != nil {
+		return fmt.Errorf("note a table's files: %w", err)
+	}
+	for i, l := range t.Leaves {
+		t.Leaves[i].Filenode = now[l.ID]
+	}
+	text, err := json.Marshal(t)
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET spec = $2 WHERE id = $1`, id, string(text))
+	}
+	if err != nil {
+		return fmt.Errorf("note a table's files: %w", err)
+	}
+	return nil
 }
 
 // AddObjects records the source's schema.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +23,8 @@ type Lead struct {
 	stop    context.CancelFunc
 	stopped chan struct{}
 	journal *Journal
+
+	released atomic.Bool
 }
 
 // TryLead takes the lead if no process has it; it returns nil, nil if one has. create makes the journal if
@@ -31,12 +34,17 @@ type Lead struct {
 // process dies. The epoch, which every taking of the lead increases, is checked by each transaction of
 // the leader: one that has lost its lock without noticing cannot commit any more (I6).
 func (j *Journal) TryLead(ctx context.Context, create bool) (*Lead, error) {
+	if !j.held.CompareAndSwap(false, true) {
+		return nil, nil //nolint:nilnil // somebody else leads: another part of this process
+	}
 	conn, err := pgx.ConnectConfig(ctx, j.pool.Config().ConnConfig)
 	if err != nil {
+		j.held.Store(false)
 		return nil, fmt.Errorf("take the lead: %w", err)
 	}
 	lead, err := j.tryLead(ctx, conn, create)
 	if lead == nil {
+		j.held.Store(false)
 		_ = conn.Close(context.WithoutCancel(ctx))
 	}
 	if err != nil && !errors.Is(err, ErrNoMigration) {
@@ -142,7 +150,11 @@ func (l *Lead) Lost() <-chan struct{} { return l.lost }
 func (l *Lead) Release() {
 	l.stop()
 	<-l.stopped
+	if !l.released.CompareAndSwap(false, true) {
+		return
+	}
 	l.journal.epoch.CompareAndSwap(l.Epoch, 0)
+	l.journal.held.Store(false)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	_ = l.conn.Close(ctx) // the server frees the lock when the connection goes, whatever this says

@@ -271,6 +271,9 @@ func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 		case err != nil && !Retryable(err):
 			m.log.InfoContext(ctx, "the step failed", "phase", string(s.Phase), "error", err)
 			m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})
+			if s.Phase == PhaseStarting && errors.As(err, new(*RefusedError)) {
+				return err // preflight refused, and the journal is gone
+			}
 			return errors.Join(err, m.journal.Fail(ctx, s.Phase, err))
 		case err != nil:
 			return err
@@ -305,7 +308,7 @@ func (m *Migrator) watch(ctx context.Context, stop context.CancelCauseFunc, lead
 			stop(errInterrupted)
 			return
 		}
-		if c, err = m.journal.take(ctx, true); err != nil || c == nil {
+		if c, err = m.journal.claim(ctx, c); err != nil || c == nil {
 			continue
 		}
 		var result error
@@ -357,7 +360,8 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 			}
 		}
 		if err := report.Err(); err != nil {
-			return err
+			// Nothing was done on either side: leave nothing there. This target may be a database in production.
+			return errors.Join(err, m.journal.Drop(ctx))
 		}
 		return advance(PhaseConfiguring, "cloning the schema and installing capture")
 	case PhaseConfiguring:

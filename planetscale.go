@@ -276,6 +276,13 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 		if err != nil {
 			return err
 		}
+		files := map[uint32]uint32{}
+		for _, l := range t.Leaves {
+			files[l.ID] = l.Filenode
+		}
+		if err := setFilenodes(ctx, tx, t.ID, files); err != nil {
+			return err
+		}
 		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying' WHERE id = $1`, t.ID)
 		restarted = err == nil
 		return err

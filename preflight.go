@@ -118,6 +118,9 @@ func inspect(ctx context.Context, side string, db Database) (Identity, []Finding
 		Message: fmt.Sprintf("The %s is Postgres %s, database %q on %s, role %q, %s.", side, id.VersionStr, id.Database, id.Host, id.Role, bytesText(id.Size)),
 	}}
 	found, err := db.Inspect(ctx)
+	for attempt := 1; attempt < 5 && sqlState(err) == "55P03" && sleep(ctx, time.Second) == nil; attempt++ {
+		found, err = db.Inspect(ctx) // somebody held an exclusive lock
+	}
 	if err != nil {
 		found = append(found, Finding{Check: side, Severity: SeverityBlocker, Message: fmt.Sprintf("The %s could not be inspected: %v.", side, err), Remedy: "Try again."})
 	}

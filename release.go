@@ -2,6 +2,7 @@ package migrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -41,8 +42,7 @@ type beginner func(context.Context, func(pgx.Tx) error) error
 func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) error {
 	rows, err := pool.Query(ctx, `
 		SELECT t.tgrelid, n.nspname, c.relname, array_agg(t.tgname::text),
-		       coalesce(array_agg(DISTINCT f.proname::text) FILTER (WHERE f.proname LIKE 'capture\_%'), '{}'),
-		       EXISTS (SELECT 1 FROM pg_inherits i WHERE i.inhparent = t.tgrelid)
+		       coalesce(array_agg(DISTINCT f.proname::text) FILTER (WHERE f.proname LIKE 'capture\_%'), '{}')
 		FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 		JOIN pg_proc f ON f.oid = t.tgfoid
 		WHERE t.tgname LIKE 'heroku\_migrator\_%' AND t.tgparentid = 0 AND NOT t.tgisinternal
@@ -53,10 +53,9 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 	type captured struct {
 		Relation
 		triggers, functions []string
-		several             bool
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers, &c.functions, &c.several)
+		err = row.Scan(&c.ID, &c.Schema, &c.Name, &c.triggers, &c.functions)
 		return c, err
 	})
 	if err != nil {
@@ -65,13 +64,10 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 	var busy error
 	for _, c := range list {
 		err := begin(ctx, func(tx pgx.Tx) error {
-			budget, err := lockBudget(ctx, tx, c.several)
-			if err != nil {
+			if err := lock(ctx, tx, c.Ident(), "ACCESS EXCLUSIVE"); err != nil {
 				return err
 			}
 			var b strings.Builder
-			fmt.Fprintf(&b, `SET LOCAL lock_timeout = %[1]d; SET LOCAL statement_timeout = %[1]d;`, budget.Milliseconds())
-			fmt.Fprintf(&b, `LOCK TABLE %s IN ACCESS EXCLUSIVE MODE; SET LOCAL statement_timeout = 0;`, c.Ident())
 			for _, name := range c.triggers {
 				fmt.Fprintf(&b, `DROP TRIGGER %s ON %s;`, quoteName(name), c.Ident())
 			}
@@ -79,12 +75,12 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 				log, _ := strings.CutSuffix(strings.Replace(name, "capture_", "changes_", 1), "_old")
 				fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.%s(); DROP TABLE IF EXISTS heroku_migrator.%s;`, name, log)
 			}
-			_, err = tx.Exec(ctx, b.String())
+			_, err := tx.Exec(ctx, b.String())
 			return err
 		})
 		switch state := sqlState(err); {
 		case err == nil, state == "42P01", state == "42704": // the table or trigger is gone
-		case isBusy(ctx, err):
+		case errors.Is(err, ErrBusy):
 			busy = fmt.Errorf("drop our triggers on %s: %w; %s", c, ErrBusy, holders(ctx, pool, []Relation{c.Relation}))
 		default:
 			return fmt.Errorf("drop our triggers on %s: %w", c, err)

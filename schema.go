@@ -120,6 +120,8 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 		}
 	case o.Type == "FK CONSTRAINT":
 		o.Stage = StageForeign
+	case o.Type == "RULE" && strings.HasSuffix(o.Name, " _RETURN"): // a view's body, which had to wait for a key
+		o.Stage = StageFinish
 	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always,
 		o.Type == "COMMENT" && (strings.HasPrefix(o.Name, "TRIGGER ") || strings.HasPrefix(o.Name, "RULE ")):
 		o.Stage = StageSwitch
@@ -142,7 +144,7 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 			SELECT c.oid, n.nspname, c.relname, c.relkind,
 			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), c.oid) AS root
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE c.relkind IN ('r', 'p') AND `+userRelations+`)
+			WHERE c.relkind IN ('r', 'p', 'v') AND `+userRelations+`)
 		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
@@ -155,7 +157,10 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 		FROM pg_constraint k JOIN rel r ON r.oid = k.conrelid
 		UNION ALL
 		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
-		       format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname), t.tgenabled IN ('A', 'R')
+		       CASE WHEN t.tgparentid <> 0 THEN '' ELSE format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname) END,
+		       t.tgenabled IN ('A', 'R') OR EXISTS (
+			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
+			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R'))
 		FROM pg_trigger t JOIN rel r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
 		UNION ALL
 		SELECT 'RULE', r.nspname, r.relname || ' ' || w.rulename, r.root,

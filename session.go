@@ -16,23 +16,25 @@ import (
 // Settings of every session, on both sides. Those that concern text make sure that what one server
 // prints is what the other reads; time-outs that a role or a database may carry are replaced by ours.
 var commonSettings = map[string]string{
-	"client_encoding":             "UTF8",
-	"DateStyle":                   "ISO, YMD",
-	"IntervalStyle":               "postgres",
-	"TimeZone":                    "UTC",
-	"extra_float_digits":          "3",
-	"bytea_output":                "hex",
-	"xmloption":                   "content",
-	"lc_monetary":                 "C",
-	"standard_conforming_strings": "on",
-	"row_security":                "off", // an error, rather than rows that are silently left out
-	"statement_timeout":           "0",
-	"transaction_timeout":         "0",
-	"idle_session_timeout":        "0",
-	"client_min_messages":         "warning",
-	"tcp_keepalives_idle":         "15",
-	"tcp_keepalives_interval":     "5",
-	"tcp_keepalives_count":        "3",
+	"client_encoding":                "UTF8",
+	"DateStyle":                      "ISO, YMD",
+	"IntervalStyle":                  "postgres",
+	"TimeZone":                       "UTC",
+	"extra_float_digits":             "3",
+	"bytea_output":                   "hex",
+	"xmloption":                      "content",
+	"lc_monetary":                    "C",
+	"standard_conforming_strings":    "on",
+	"default_transaction_isolation":  "read committed",
+	"default_transaction_deferrable": "off",
+	"row_security":                   "off", // an error, rather than rows that are silently left out
+	"statement_timeout":              "0",
+	"transaction_timeout":            "0",
+	"idle_session_timeout":           "0",
+	"client_min_messages":            "warning",
+	"tcp_keepalives_idle":            "15",
+	"tcp_keepalives_interval":        "5",
+	"tcp_keepalives_count":           "3",
 }
 
 // lockTimeout is how long a statement of ours waits for any one lock on the source (I7). Attempts that

@@ -47,7 +47,7 @@ type Source interface {
 	Trim(ctx context.Context, tables []*Table, upTo Position) error
 
 	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
-	// changed these rows: the next round compares them anew. With all true, every row of the table.
+	// changed these rows: the next round brings them over anew. With all true, the whole table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
 
 	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails

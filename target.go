@@ -40,8 +40,9 @@ type Target interface {
 	Analyze(ctx context.Context, table *Table) error
 
 	// PrepareSwitch does what Switch needs and can be done while changes are still applied. Repeated, it
-	// does what is left.
-	PrepareSwitch(ctx context.Context, tables []*Table) error
+	// does what is left. Keys of rows that were written on the target since an earlier switch was reverted
+	// are handed to touch.
+	PrepareSwitch(ctx context.Context, tables []*Table, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
 
 	// Switch makes the target complete: sequences, what could not be created before, capture of what
 	// is written from now on, and the phase switched. One transaction, after PrepareSwitch.

@@ -24,8 +24,8 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
 	var c captureSQL
 	keys, rows := t.keyList(""), "heroku_migrator_rows"
-	oldKeys, newKeys := `VALUES (`+t.keyList("OLD.")+`)`, `VALUES (`+t.keyList("NEW.")+`)`
-	if places, ok := t.keyFirst(); ok {
+	oldKeys := `VALUES (` + t.keyList("OLD.") + `)`
+	if places, ok := t.keyFirst(); ok && t.Kind == KindOrdinary { // a partition may have its columns in another order
 		// By place, not by name: a key column that the application renames must not break its writes.
 		aliases := make([]string, len(places))
 		picked := make([]string, len(places))
@@ -34,7 +34,6 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		}
 		keys, rows = strings.Join(picked, ", "), "heroku_migrator_rows AS r("+strings.Join(aliases, ", ")+")"
 		oldKeys = fmt.Sprintf("SELECT %s FROM (SELECT OLD.*) AS r(%s)", keys, strings.Join(aliases, ", "))
-		newKeys = fmt.Sprintf("SELECT %s FROM (SELECT NEW.*) AS r(%s)", keys, strings.Join(aliases, ", "))
 	}
 	c.prepare = fmt.Sprintf(`
 		CREATE TABLE %[1]s AS SELECT %[2]s FROM %[3]s WITH NO DATA;
@@ -73,9 +72,9 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		c.prepare += fmt.Sprintf(`
 			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			BEGIN
-				INSERT INTO %[1]s (%[2]s) %[4]s;
+				INSERT INTO %[1]s (%[2]s) VALUES (%[4]s);
 				RETURN NULL;
-			END $capture$;`, log, t.keyList(""), fn, newKeys)
+			END $capture$;`, log, t.keyList(""), fn, t.keyList("NEW."))
 		trigger(t.Relation, "write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
 		trigger(t.Relation, "delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
@@ -112,6 +111,16 @@ func (t *Table) relations() []Relation {
 	return list
 }
 
+// relationNames are the names of relations, for SQL.
+func (t *Table) relationNames() []string {
+	relations := t.relations()
+	names := make([]string, len(relations))
+	for i, r := range relations {
+		names[i] = r.Ident()
+	}
+	return names
+}
+
 // Capture implements [Source].
 func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	if len(t.Key) == 0 {
@@ -134,7 +143,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 			}
 			return err
 		}
-		if err := h.lockAgainstWriters(ctx, tx, t); err != nil {
+		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE"); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, c.attach); err != nil {
@@ -187,7 +196,10 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 // Touch implements [Source].
 func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) error {
 	err := h.change(ctx, func(tx pgx.Tx) error {
-		if all {
+		if all { // whatever the target has now
+			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1)`, t.ID); err != nil {
+				return err
+			}
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID), t.keyList(""), t.keyList(""), t.Only())); err != nil {
 				return err
 			}
