@@ -312,7 +312,7 @@ func TestSwitchAfterRewrite(t *testing.T) {
 	p := newPair(t)
 	p.sql(t, smallSchema...)
 	m := inSync(t, p)
-	p.sql(t, `ALTER TABLE children ALTER n TYPE int USING n + 7`, `VACUUM FULL parents`, `ALTER TABLE journal ALTER id TYPE bigint USING id + 1000000`)
+	p.sql(t, `ALTER TABLE children ALTER n TYPE int USING n + 7`, `VACUUM FULL parents`)
 	do(t, m, migrator.CommandSwitch)
 	p.requireEqual(t)
 }
