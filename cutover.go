@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -87,80 +85,6 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 	return append(hard, drift...), soft, nil
 }
 
-// refuseDrift returns a RefusedError if the source's schema is not the one that is migrated.
-func refuseDrift(ctx context.Context, src Source, dst Target) error {
-	tables, err := dst.Journal().Tables(ctx)
-	if err != nil {
-		return err
-	}
-	drift, err := findDrift(ctx, src, tables)
-	if err == nil && len(drift) > 0 {
-		err = &RefusedError{Action: "switch", Reasons: drift}
-	}
-	return err
-}
-
-// resendRewritten has tables carried over as a whole that were rewritten since they were copied. A rewrite fires no
-// trigger, and may change values (ALTER TABLE … TYPE … USING); whether it did cannot be seen.
-func resendRewritten(ctx context.Context, src Source, dst Target) error {
-	tables, err := dst.Journal().Tables(ctx)
-	if err != nil {
-		return err
-	}
-	cat, err := src.Catalog(ctx)
-	if err != nil {
-		return err
-	}
-	now := map[uint32]uint32{}
-	for _, t := range cat.Tables {
-		for _, l := range t.Leaves {
-			now[l.ID] = l.Filenode
-		}
-	}
-	for _, s := range tables {
-		rewritten := slices.ContainsFunc(s.Table.Leaves, func(l Leaf) bool { return now[l.ID] != l.Filenode })
-		if !rewritten {
-			continue
-		}
-		if err := src.Touch(ctx, s.Table, strings.NewReader(""), true); err != nil {
-			return err
-		}
-		if err := dst.Journal().setFilenodes(ctx, s.Table, now); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// findDrift compares the source's catalog with what is being migrated.
-func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string, error) {
-	cat, err := src.Catalog(ctx)
-	if err != nil {
-		return nil, err
-	}
-	known := map[uint32]*Table{}
-	for _, t := range tables {
-		known[t.Table.ID] = t.Table
-	}
-	var drift []string
-	for _, t := range cat.Tables {
-		k, ok := known[t.ID]
-		delete(known, t.ID)
-		switch {
-		case !ok:
-			drift = append(drift, fmt.Sprintf("Table %s was created on the source after the migration began, and is not on the target: drop it, or abort and start again.", t))
-		case t.Silenced:
-			drift = append(drift, fmt.Sprintf("The triggers that capture changes of table %s were disabled (ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER after it): changes may be missing. Abort and start again.", t))
-		case !t.sameShape(k):
-			drift = append(drift, fmt.Sprintf("Table %s was changed on the source after the migration began (columns, key or partitions): undo the change, or abort and start again.", k))
-		}
-	}
-	for _, t := range known {
-		drift = append(drift, fmt.Sprintf("Table %s was dropped on the source after the migration began: abort and start again.", t))
-	}
-	return drift, nil
-}
-
 // Cutover makes the target take over: the fence goes up on the source (I5), the last changes are carried
 // over, sequences are set, and the phase becomes switched. From then on the application may write to the
 // target.
@@ -170,6 +94,9 @@ func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string,
 func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*SwitchReport, error) {
 	cfg = cfg.withDefaults()
 	hard, soft, err := Readiness(ctx, src, dst)
+	if err == nil && len(hard) == 0 {
+		hard, soft, err = schemaDrift(ctx, src, dst)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -188,7 +188,16 @@ func TestSwitchRefusedAfterSchemaChange(t *testing.T) {
 	p.sql(t, `ALTER TABLE parents DROP COLUMN age`, `CREATE TABLE late (id int PRIMARY KEY)`)
 	_, err = m.Do(t.Context(), migrator.CommandSwitch, false)
 	require.ErrorContains(t, err, "public.late was created")
-	p.sql(t, `DROP TABLE late`,
+	p.sql(t, `DROP TABLE late`, `CREATE SEQUENCE late`)
+	_, err = m.Do(t.Context(), migrator.CommandSwitch, true)
+	require.ErrorContains(t, err, "sequence public.late was created")
+	p.sql(t, `DROP SEQUENCE late`, `CREATE INDEX late ON journal (what)`)
+	_, err = m.Do(t.Context(), migrator.CommandSwitch, false)
+	refused := new(migrator.RefusedError)
+	require.ErrorAs(t, err, &refused)
+	require.True(t, refused.CanForce)
+	require.ErrorContains(t, err, "index public.late")
+	p.sql(t, `DROP INDEX late`,
 		`ALTER TABLE journal RENAME id TO key`, `INSERT INTO journal (what) VALUES ('the application writes on')`, `ALTER TABLE journal RENAME key TO id`)
 	do(t, m, migrator.CommandSwitch)
 	p.requireEqual(t)

@@ -145,6 +145,15 @@ var sourceChecks = []check{
 		"Create these roles on the target and GRANT them what they need.",
 	},
 	{
+		"function_privileges", SeverityWarning,
+		`SELECT format('%I.%I', n.nspname, p.proname) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+		 WHERE p.proacl IS NOT NULL AND NOT EXISTS (SELECT 1 FROM aclexplode(p.proacl) AS a WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE')
+		   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'heroku_migrator')
+		   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') ORDER BY 1`,
+		"EXECUTE was revoked from PUBLIC on these functions, which is not carried over: %s.",
+		"REVOKE it on the target too, after the switch.",
+	},
+	{
 		"leftovers", SeverityBlocker,
 		`SELECT 'schema heroku_migrator' WHERE to_regnamespace('heroku_migrator') IS NOT NULL
 		 UNION ALL SELECT format('trigger %I on %s', tgname, tgrelid::regclass) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator\_%' AND tgparentid = 0`,
@@ -338,6 +347,7 @@ var targetChecks = []check{
 	},
 }
 
+// extensions returns the schemas of the extensions that are installed, and the versions of those that could be.
 func (h *Heroku) extensions(ctx context.Context) (installed, available map[string]string, err error) {
 	return listExtensions(ctx, h.pool)
 }
@@ -347,7 +357,9 @@ func (p *PlanetScale) extensions(ctx context.Context) (installed, available map[
 }
 
 func listExtensions(ctx context.Context, q querier) (installed, available map[string]string, err error) {
-	rows, err := q.Query(ctx, `SELECT name, default_version, coalesce(installed_version, '') FROM pg_available_extensions`)
+	rows, err := q.Query(ctx, `
+		SELECT a.name, a.default_version, coalesce(n.nspname, '') FROM pg_available_extensions a
+		LEFT JOIN pg_extension e ON e.extname = a.name LEFT JOIN pg_namespace n ON n.oid = e.extnamespace`)
 	if err != nil {
 		return nil, nil, err
 	}

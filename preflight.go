@@ -174,7 +174,14 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 	}
 	var f []Finding
 	for _, name := range sortedKeys(installed) {
-		if _, ok := present[name]; ok {
+		if schema, ok := present[name]; ok {
+			if schema != installed[name] && name != "plpgsql" && !optionalExtensions[name] {
+				f = append(f, Finding{
+					Check: "extensions", Severity: SeverityBlocker,
+					Message: fmt.Sprintf("Extension %s is in schema %s on the source and in %s on the target, so that its types and functions have other names there.", name, installed[name], schema),
+					Remedy:  fmt.Sprintf("On the target: ALTER EXTENSION %s SET SCHEMA %s (create the schema first), or drop it there and let it be created.", quoteName(name), quoteName(installed[name])),
+				})
+			}
 			continue
 		}
 		if _, ok := available[name]; ok {
