@@ -26,15 +26,16 @@ const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, j
 // One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
 // nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
 const catalogSQL = `
+WITH silenced AS (
+	SELECT coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(g.tgrelid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), g.tgrelid) AS root
+	FROM pg_trigger g WHERE g.tgname LIKE 'heroku\_migrator\_%' AND g.tgenabled <> 'A')
 SELECT json_build_object(
 	'id', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'rows', greatest(c.reltuples, 0)::int8,
 	'kind', CASE
 		WHEN c.relkind = 'p' THEN 'partitioned'
 		WHEN EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'inherited'
 		ELSE 'ordinary' END,
-	'silenced', EXISTS (
-		SELECT 1 FROM pg_trigger g WHERE g.tgname LIKE 'heroku\_migrator\_%' AND g.tgenabled <> 'A'
-		AND g.tgrelid IN (SELECT c.oid UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t)),
+	'silenced', c.oid IN (SELECT root FROM silenced),
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 			'not_null', a.attnotnull, 'generated', a.attgenerated <> '',

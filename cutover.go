@@ -78,11 +78,11 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 			hard = append(hard, fmt.Sprintf("Table %s is not complete yet (%s).", t.Table, t.State))
 		}
 	}
-	drift, err := findDrift(ctx, src, tables)
+	cat, err := src.Catalog(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return append(hard, drift...), soft, nil
+	return append(hard, findDrift(cat, tables)...), nil, nil
 }
 
 // Cutover makes the target take over: the fence goes up on the source (I5), the last changes are carried
@@ -116,7 +116,7 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err := dst.PrepareSwitch(ctx, r.live, src.Touch); err != nil {
 		return nil, err
 	}
-	if err := resendRewritten(ctx, src, dst); err != nil {
+	if err := settleDrift(ctx, src, dst); err != nil {
 		return nil, err
 	}
 	if err := catchUpBefore(ctx, r, cfg); err != nil { // rounds stood still meanwhile
@@ -191,10 +191,7 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 		return nil, err
 	}
 	report.Fence = time.Since(began)
-	if err := refuseDrift(ctx, src, dst); err != nil { // what came since Readiness looked
-		return nil, err
-	}
-	if err := resendRewritten(ctx, src, dst); err != nil {
+	if err := settleDrift(ctx, src, dst); err != nil { // what came since it was looked for before
 		return nil, err
 	}
 	drain, cancel := context.WithTimeout(ctx, cfg.DrainTimeout)

@@ -54,25 +54,25 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 	return hard, soft, nil
 }
 
-// refuseDrift returns a RefusedError if the source's schema is not the one that is migrated.
-func refuseDrift(ctx context.Context, src Source, dst Target) error {
+// settleDrift returns a RefusedError if the source's tables are not the ones that are migrated, and has those carried
+// over as a whole that were rewritten.
+func settleDrift(ctx context.Context, src Source, dst Target) error {
 	tables, err := dst.Journal().Tables(ctx)
 	if err != nil {
 		return err
 	}
-	drift, err := findDrift(ctx, src, tables)
-	if err == nil && len(drift) > 0 {
-		err = &RefusedError{Action: "switch", Reasons: drift}
+	cat, err := src.Catalog(ctx)
+	if err != nil {
+		return err
 	}
-	return err
+	if drift := findDrift(cat, tables); len(drift) > 0 {
+		return &RefusedError{Action: "switch", Reasons: drift}
+	}
+	return resendRewritten(ctx, src, dst, cat, tables)
 }
 
 // findDrift compares the source's catalog with what is being migrated.
-func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string, error) {
-	cat, err := src.Catalog(ctx)
-	if err != nil {
-		return nil, err
-	}
+func findDrift(cat *Catalog, tables []TableStatus) []string {
 	known := map[uint32]*Table{}
 	for _, t := range tables {
 		known[t.Table.ID] = t.Table
@@ -93,20 +93,12 @@ func findDrift(ctx context.Context, src Source, tables []TableStatus) ([]string,
 	for _, t := range known {
 		drift = append(drift, fmt.Sprintf("Table %s was dropped on the source after the migration began: abort and start again.", t))
 	}
-	return drift, nil
+	return drift
 }
 
 // resendRewritten has tables carried over as a whole that were rewritten since they were copied. A rewrite fires no
 // trigger, and may change values (ALTER TABLE … TYPE … USING); whether it did cannot be seen.
-func resendRewritten(ctx context.Context, src Source, dst Target) error {
-	tables, err := dst.Journal().Tables(ctx)
-	if err != nil {
-		return err
-	}
-	cat, err := src.Catalog(ctx)
-	if err != nil {
-		return err
-	}
+func resendRewritten(ctx context.Context, src Source, dst Target, cat *Catalog, tables []TableStatus) error {
 	now := map[uint32]uint32{}
 	for _, t := range cat.Tables {
 		for _, l := range t.Leaves {

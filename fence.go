@@ -32,9 +32,28 @@ const drainTime = 3 * time.Second
 // PrepareFence implements [Source]: a trigger on each relation that refuses nothing yet. Relations are locked one
 // table at a time, so the application's transactions, which lock several, cannot get stuck with ours.
 func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
+	ids := make([]uint32, len(tables))
+	for i, t := range tables {
+		ids[i] = t.ID
+	}
+	rows, err := h.pool.Query(ctx, `
+		WITH fenced AS (SELECT tgrelid FROM pg_trigger WHERE tgname = 'heroku_migrator_fence' AND tgenabled = 'A')
+		SELECT t.oid FROM unnest($1::oid[]) AS t(oid)
+		WHERE t.oid NOT IN (SELECT tgrelid FROM fenced)
+		   OR EXISTS (SELECT 1 FROM pg_partition_tree(t.oid) p JOIN pg_class c ON c.oid = p.relid
+		              WHERE c.relkind IN ('r', 'p') AND c.oid NOT IN (SELECT tgrelid FROM fenced))`, ids)
+	if err != nil {
+		return fmt.Errorf("prepare the fence: %w", err)
+	}
+	todo, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return fmt.Errorf("prepare the fence: %w", err)
+	}
 	for _, t := range tables {
-		if err := h.prepareFence(ctx, t); err != nil {
-			return err
+		if slices.Contains(todo, t.ID) {
+			if err := h.prepareFence(ctx, t); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
