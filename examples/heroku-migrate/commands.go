@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/heroku-migrator/migrator"
 )
@@ -37,32 +40,41 @@ func (p *program) preflight(ctx context.Context) error {
 			p.out.linef("%-8s   → %s", "", f.Remedy)
 		}
 	}
-	if err := report.Err(); err != nil {
-		return err
+	if refused := new(migrator.RefusedError); errors.As(report.Err(), &refused) {
+		refused.Action = "preflight"
+		return refused
 	}
-	p.out.result(map[string]any{"ok": true, "command": "preflight"}, "\nNothing is in the way.")
+	p.out.result(map[string]any{"ok": true, "message": "Nothing is in the way."}, "\nNothing is in the way.")
 	return nil
 }
 
 func (p *program) status(ctx context.Context) error {
-	for {
+	home := ""
+	if info, err := os.Stdout.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		home = "\x1b[H\x1b[2J"
+	}
+	for seen := false; ; seen = true {
 		s, err := p.m.Status(ctx)
-		if err != nil && (!p.watch || !migrator.Retryable(err)) {
-			return p.stopped(ctx, err, "")
+		if p.watch && ctx.Err() != nil {
+			return p.stopped(ctx, nil)
 		}
-		if err == nil {
-			if p.watch && !p.out.json {
-				fmt.Print("\x1b[H\x1b[2J") // a clean screen
-			}
+		switch {
+		case err != nil && (!p.watch || !seen || !migrator.Retryable(err)):
+			return err
+		case err != nil:
+			p.out.object(map[string]any{"type": migrator.EventWaiting, "at": now(), "message": err.Error()})
+			p.out.linef("waiting: %v", err)
+		case !p.watch:
 			p.out.object(s)
 			p.out.linef("%s", describe(s))
-		}
-		if !p.watch {
 			return nil
+		default:
+			p.out.object(s)
+			p.out.linef("%s%s\n", home, describe(s))
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return p.stopped(ctx, nil)
 		case <-time.After(time.Second):
 		}
 	}
@@ -75,23 +87,36 @@ func describe(s *migrator.Status) string {
 	if s.State == migrator.StatePaused {
 		b.WriteString(" (paused)")
 	}
-	fmt.Fprintf(b, "\n          %s\n", s.Message)
+	b.WriteString("\n")
+	if s.Message != "" && s.Error == nil {
+		fmt.Fprintf(b, "          %s\n", s.Message)
+	}
 	if s.Error != nil {
 		fmt.Fprintf(b, "error     %s\n", *s.Error)
 	}
 	if s.Phase == migrator.PhaseWaiting {
 		return strings.TrimRight(b.String(), "\n")
 	}
+	if s.Leader != "" {
+		fmt.Fprintf(b, "leader    %s (now or last)\n", s.Leader)
+	}
 	w := s.ProgressSignals.ByteWeighted
 	fmt.Fprintf(b, "copied    %s of %s (%.0f %%)", size(w.CopiedBytes), size(w.TotalBytes), w.Percent)
-	if eta := s.ProgressSignals.ThroughputETA; eta.ETASeconds != nil {
-		fmt.Fprintf(b, ", %s/s, %s left", size(int64(eta.BytesPerSecond)), (time.Duration(*eta.ETASeconds) * time.Second).String())
+	if eta := s.ProgressSignals.ThroughputETA; eta.ETASeconds != nil && s.State == migrator.StateRunning {
+		fmt.Fprintf(b, ", %s/s, about %s left", size(int64(eta.BytesPerSecond)), duration(*eta.ETASeconds))
 	}
 	b.WriteString("\n")
 	if s.LagSeconds != nil {
 		fmt.Fprintf(b, "lag       %.1f s\n", *s.LagSeconds)
 	}
-	fmt.Fprintf(b, "switch    %s\n", s.CutoverReadiness.Level)
+	if d := s.ProgressSignals.ReplicationDelay; d.Rounds > 0 {
+		fmt.Fprintf(b, "changes   %d rows in %d rounds\n", d.RowsApplied, d.Rounds)
+	}
+	if r := s.Report; r != nil && s.Phase == migrator.PhaseSwitched {
+		fmt.Fprintf(b, "switch    done at %s, %d ms without writes\n", r.At.UTC().Format(time.RFC3339), r.WithoutWrites.Milliseconds())
+	} else {
+		fmt.Fprintf(b, "switch    %s\n", strings.ReplaceAll(s.CutoverReadiness.Level, "_", " "))
+	}
 	for _, reason := range append(s.CutoverReadiness.HardBlockers, s.CutoverReadiness.SoftBlockers...) {
 		fmt.Fprintf(b, "          - %s\n", reason)
 	}
@@ -102,6 +127,9 @@ func describe(s *migrator.Status) string {
 		fmt.Fprintf(b, "left out  %s\n", o)
 	}
 	b.WriteString("\n")
+	if len(s.Tables) == 0 {
+		return strings.TrimRight(b.String(), "\n")
+	}
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "table\tstate\trows\tcopied\tof\tformat")
 	for _, table := range s.Tables {
@@ -115,14 +143,21 @@ func describe(s *migrator.Status) string {
 // command has one of the migration's commands carried out.
 func (p *program) command(ctx context.Context, name migrator.CommandName) error {
 	result, err := p.m.Do(ctx, name, p.force)
-	if err != nil && name == migrator.CommandAbort {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("interrupted: %s was withdrawn, or is under way in the process that runs the migration; `heroku-migrate status` tells", name)
+	case err != nil && name == migrator.CommandAbort:
 		return p.abortWithoutJournal(ctx, err)
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	p.out.result(map[string]any{"ok": true, "command": name, "message": result.Message}, string(name)+": "+result.Message)
-	if next := nextSteps[name]; next != "" {
+	fields := map[string]any{"ok": true, "message": result.Message}
+	next := nextSteps[name]
+	if next != "" {
+		fields["next"] = next
+	}
+	p.out.result(fields, string(name)+": "+result.Message)
+	if next != "" {
 		p.out.linef("\n%s", next)
 	}
 	return nil
@@ -132,18 +167,20 @@ func (p *program) command(ctx context.Context, name migrator.CommandName) error 
 var nextSteps = map[migrator.CommandName]string{
 	migrator.CommandSwitch: `Now point the application to PlanetScale:
 
-  heroku config:set DATABASE_URL='<your PlanetScale URL>' -a <your app>
+  heroku config:set DATABASE_URL='postgres://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require' -a your-app
 
-If Heroku answers "Cannot overwrite attachment values DATABASE_URL", give the old database another name first:
+with the URL of the PlanetScale database for your application. DATABASE_URL may be an attachment of the old
+database; Heroku then answers "Cannot overwrite attachment values". Attach the old database by another name, and
+detach that one, first ("heroku addons -a your-app" tells its name):
 
-  heroku addons:attach <your database add-on> --as OLD_DATABASE -a <your app>
-  heroku addons:detach DATABASE -a <your app>
+  heroku addons:attach your-database --as OLD_DATABASE -a your-app
+  heroku addons:detach DATABASE -a your-app
 
-Try the application out. Then either
+Test the application. Then either
 
   heroku-migrate complete     # done: removes everything of the migration
   heroku-migrate revert       # back: the Heroku database takes writes again`,
-	migrator.CommandComplete: `To prove that nothing is left on the Heroku database, both of these return 0:
+	migrator.CommandComplete: `To prove that nothing is left: on both databases, each of these returns 0:
 
   SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku_migrator_%';
   SELECT count(*) FROM pg_namespace WHERE nspname = 'heroku_migrator';`,
@@ -152,17 +189,20 @@ Try the application out. Then either
 // abortWithoutJournal cleans a source whose target, and with it the journal, is gone.
 func (p *program) abortWithoutJournal(ctx context.Context, cause error) error {
 	_, err := p.dst.Journal().State(ctx)
-	if !errors.Is(err, migrator.ErrNoMigration) {
+	switch {
+	case err != nil && !errors.Is(err, migrator.ErrNoMigration) && p.force:
+		return fmt.Errorf("%w; --force cleans the source when no migration is recorded on the target, which could not be read: if that database is gone for good, give a new, empty one as the target", cause)
+	case !errors.Is(err, migrator.ErrNoMigration):
 		return cause
-	}
-	if !p.force {
+	case !p.force:
 		return &migrator.RefusedError{Action: "abort", CanForce: true, Reasons: []string{
-			"No migration is recorded in the target database. If its target is gone, `heroku-migrate abort --force` removes what a migration left on the source.",
+			"No migration is recorded in the target database. If one was, and its database is gone, --force removes what it left on the source. Make sure that none is alive with another target: it would lose changes.",
 		}}
 	}
+	message := "nothing of a migration is left on the source"
 	for deadline := time.Now().Add(time.Minute); ; {
 		err := p.src.ReleaseUnclaimed(ctx)
-		if err == nil {
+		if pg := new(pgconn.PgError); err == nil || (errors.As(err, &pg) && pg.Code == "3F000") { // our schema is not there
 			break
 		}
 		if !errors.Is(err, migrator.ErrBusy) || time.Now().After(deadline) {
@@ -171,21 +211,23 @@ func (p *program) abortWithoutJournal(ctx context.Context, cause error) error {
 		p.log.WarnContext(ctx, "waiting for a lock", "error", err)
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return errors.New("interrupted: something may be left on the source; give the command again")
 		case <-time.After(2 * time.Second):
 		}
 	}
-	p.out.result(map[string]any{"ok": true, "command": "abort", "message": "nothing is left on the source"}, "abort: nothing is left on the source")
+	p.out.result(map[string]any{"ok": true, "message": message}, "abort: "+message)
 	return nil
 }
 
 // stopped turns the end by a signal into a clean one.
-func (p *program) stopped(ctx context.Context, err error, message string) error {
-	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		message, err = "stopped; everything that was committed is kept, and the same command goes on", nil
-	}
-	if err == nil && message != "" {
-		p.out.result(map[string]any{"ok": true, "command": p.options.command, "message": message}, message)
+func (p *program) stopped(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(context.Cause(ctx), errStdout) && p.options.command == "status":
+		return nil // it has nothing else to do
+	case errors.Is(context.Cause(ctx), errStdout):
+		return errStdout
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		return nil
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -36,28 +37,41 @@ const usage = `heroku-migrate moves a live Heroku Postgres database to PlanetSca
 usage: heroku-migrate [flags] command [flags]
 
   preflight               print what could be in the way, and what to do about it
-  run                     start the migration, or go on where it stands
-      --until WHERE       stop at in-sync, switched or completed; without it, go on until
-                          completed or signalled. run does not switch by itself
+  run                     start the migration, or go on where it stands; SIGINT or SIGTERM stops it with its
+                          state kept, a second one kills it. run does not switch by itself
+      --until WHERE       stop at in-sync, switched or completed (default: go on until completed)
       --workers N         chunks copied at once (default 4)
       --chunk-mb N        size of a chunk, in MiB on disk (default 64)
   copy-worker             share the copy of a run that is alive elsewhere [--workers N]
-  status [--watch]        phase, tables, bytes, rows, lag
+  status [--watch]        phase, tables, bytes, rows, lag; --watch: every second, until interrupted
   pause, resume           stop and go on; changes are captured meanwhile
-  switch                  let the target take over: the source refuses writes
+  switch [--force]        let the target take over: the source refuses writes
   revert [--force]        let the source take over again
   complete                after the switch: remove everything of the migration from both sides
-  abort [--force]         before the switch: the same; --force cleans a source whose target is gone
+  abort [--force]         before the switch: the same. --force is for a source whose target is gone: with a
+                          new, empty database as target, it removes what the lost migration left on the source
   version, help
 
+Commands can be given while a run is alive, which carries them out, and without one.
+
 flags for all commands:
-  --source URL            the Heroku database (default: $HEROKU_URL, which keeps it out of your shell's history)
+  --source URL            the Heroku database (default: $HEROKU_URL)
   --target URL            the PlanetScale database, direct port (default: $PLANETSCALE_URL)
   --json                  print one JSON object per line, and nothing else, on stdout
   --log-level LEVEL       debug, info, warn (default) or error; logs go to stderr
   --pg-dump PATH          the pg_dump to use (default: the newest found)
 
-exit status: 0 done, 1 failed, 2 refused because a precondition does not hold, 64 usage
+Give URLs with a password by the environment. In an argument, it is in your shell's history, and in the list
+of processes for the moment until the program has moved it to the environment itself.
+
+With --json, every command but status ends with {"type":"result","ok":true,"command":…,"message":…}, or
+"ok":false with "error", and with "refused":true, "reasons" and "can_force" if a precondition does not hold.
+Before it, preflight prints {"type":"finding","check":…,"severity":…,"message":…,"remedy":…} and run
+{"type":"phase|table|chunk|round|command|waiting|warning|failure|switched","at":…,"message":…,…}; the result
+of run says the "phase". status prints the status alone, or a result with "ok":false.
+
+exit status: 0 done (or run stopped by a signal), 1 failed, 2 refused because a precondition does not hold,
+64 usage
 `
 
 // options are what the command line says.
@@ -99,11 +113,14 @@ func parse(args []string) (options, error) {
 				o.command = "help"
 				return o, nil
 			}
+			if strings.ContainsAny(err.Error(), "@/") { // as far as it is known, a value that is a URL
+				return o, usageError{"a flag has a value that it does not take (not shown, as there may be a password in it)"}
+			}
 			return o, usageError{err.Error()}
 		}
 		if args = fs.Args(); len(args) > 0 {
 			if o.command != "" {
-				return o, usageError{fmt.Sprintf("one command at a time: %s or %s", o.command, args[0])}
+				return o, usageError{fmt.Sprintf("one command at a time: %s or %s", word(o.command), word(args[0]))}
 			}
 			o.command, args = args[0], args[1:]
 		}
@@ -112,6 +129,23 @@ func parse(args []string) (options, error) {
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	err := o.check(given)
 	return o, err
+}
+
+// word quotes an argument, unless it may be a URL that went astray, with a password in it.
+func word(arg string) string {
+	if strings.ContainsAny(arg, "@:/=") {
+		return "(not shown: a URL belongs to --source or --target)"
+	}
+	return strconv.Quote(arg)
+}
+
+// wantsJSON looks for --json even where the rest cannot be parsed.
+func wantsJSON(args []string) bool {
+	return slices.ContainsFunc(args, func(arg string) bool {
+		name, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		on, err := strconv.ParseBool(value)
+		return strings.HasPrefix(arg, "-") && name == "json" && (!given || (on && err == nil))
+	})
 }
 
 // flagsOf are the flags that only some commands have.
@@ -127,7 +161,7 @@ func (o *options) check(given map[string]bool) error {
 	}
 	allowed, ok := flagsOf[o.command]
 	if !ok {
-		return usageError{fmt.Sprintf("there is no command %q; heroku-migrate help lists them", o.command)}
+		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
 	for _, name := range []string{"until", "workers", "chunk-mb", "watch", "force"} {
 		if given[name] && !slices.Contains(allowed, name) {
@@ -135,9 +169,13 @@ func (o *options) check(given map[string]bool) error {
 		}
 	}
 	switch migrator.Until(o.until) {
-	case "", migrator.UntilInSync, migrator.UntilSwitched, migrator.UntilCompleted:
+	case "":
+		if given["until"] {
+			return usageError{"--until takes in-sync, switched or completed"}
+		}
+	case migrator.UntilInSync, migrator.UntilSwitched, migrator.UntilCompleted:
 	default:
-		return usageError{fmt.Sprintf("--until takes in-sync, switched or completed, not %q", o.until)}
+		return usageError{fmt.Sprintf("--until takes in-sync, switched or completed, not %s", word(o.until))}
 	}
 	if o.workers < 0 || o.workers > 100 || (given["workers"] && o.workers == 0) {
 		return usageError{"--workers takes a number from 1 to 100"}
@@ -151,48 +189,48 @@ func (o *options) check(given map[string]bool) error {
 func main() {
 	hideURLs()
 	o, err := parse(os.Args[1:])
-	out := &output{w: os.Stdout, json: o.json || slices.Contains(os.Args, "--json") || slices.Contains(os.Args, "-json")}
+	out := &output{w: os.Stdout, json: o.json || wantsJSON(os.Args[1:]), command: o.command}
 	if err == nil {
 		switch o.command {
 		case "help":
-			fmt.Print(usage)
-			os.Exit(exitDone)
+			out.result(map[string]any{"ok": true, "message": usage}, strings.TrimSuffix(usage, "\n"))
 		case "version":
-			out.result(map[string]any{"ok": true, "version": version()}, "heroku-migrate "+version())
-			os.Exit(exitDone)
+			out.result(map[string]any{"ok": true, "message": version()}, "heroku-migrate "+version())
+		default:
+			err = run(o, out)
 		}
-		err = run(o, out)
 	}
-	os.Exit(out.end(o, err))
+	os.Exit(out.end(err))
 }
 
 // run opens both databases and carries the command out.
 func run(o options, out *output) error {
-	for _, u := range []struct{ flag, env, raw string }{{"source", "HEROKU_URL", o.source}, {"target", "PLANETSCALE_URL", o.target}} {
+	for _, u := range []struct{ name, flag, env, raw string }{
+		{"source", "--source", "HEROKU_URL", o.source}, {"target", "--target", "PLANETSCALE_URL", o.target},
+	} {
 		if u.raw == "" {
-			return usageError{fmt.Sprintf("set %s, or give --%s", u.env, u.flag)}
+			return usageError{fmt.Sprintf("the URL of the %s is missing: set %s (or give %s)", u.name, u.env, u.flag)}
 		}
 		url, err := pgurl.Parse(u.raw)
 		if err != nil {
-			return usageError{fmt.Sprintf("%s: %v", u.env, err)}
+			return usageError{fmt.Sprintf("%s (%s or %s): %v", u.name, u.env, u.flag, err)}
 		}
 		out.secrets = append(out.secrets, url)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal kills
+	ctx, stop := stoppable(o.command)
+	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
 	conns := max(o.workers, 4) + 4
 	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns})
 	if err != nil {
 		return usageError{err.Error()}
 	}
-	defer src.Close()
+	defer closeSoon(src.Close)
 	dst, err := migrator.OpenPlanetScale(ctx, o.target, migrator.PlanetScaleConfig{MaxConns: conns + 2})
 	if err != nil {
 		return usageError{err.Error()}
 	}
-	defer dst.Close()
+	defer closeSoon(dst.Close)
 	copying := migrator.CopyConfig{Workers: o.workers, ChunkBytes: o.chunkMiB << 20}
 	m, err := migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: copying})
 	if err != nil {
@@ -203,15 +241,62 @@ func run(o options, out *output) error {
 	case "preflight":
 		return p.preflight(ctx)
 	case "run":
+		out.broken = func() { stop(errStdout) }
 		return p.run(ctx)
 	case "copy-worker":
 		copying.Logger = log
-		return p.stopped(ctx, migrator.CopyWorker(ctx, src, dst, copying), "the copy is done")
+		err := migrator.CopyWorker(ctx, src, dst, copying)
+		if err == nil {
+			out.result(map[string]any{"ok": true, "message": "the copy is done"}, "the copy is done")
+		}
+		return p.stopped(ctx, err)
 	case "status":
+		out.broken = func() { stop(errStdout) }
 		return p.status(ctx)
 	default:
 		return p.command(ctx, migrator.CommandName(o.command))
 	}
+}
+
+// closeSoon does not wait long for a server that does not answer: the connections end with the process.
+func closeSoon(end func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		end()
+	}()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Second):
+	}
+}
+
+// errStdout ends what only prints, when nobody reads it any more.
+var errStdout = errors.New("stdout was closed: stopped; everything that was committed is kept, and the same command goes on")
+
+// patience is how long a signalled program may take to end: a switch that is under way is finished or undone.
+const patience = 18 * time.Second
+
+// stoppable returns a context that ends with a signal. A second signal kills at once, and so does time.
+func stoppable(command string) (context.Context, context.CancelCauseFunc) {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	// A reader that is gone is an error of Write, not the end: a switch goes on without its audience. It is not
+	// ignored but caught, since pg_dump would inherit the former.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	signalled, restore := signal.NotifyContext(context.Background(), signals...)
+	context.AfterFunc(signalled, func() {
+		restore()
+		time.Sleep(patience)
+		fmt.Fprintln(os.Stderr, "heroku-migrate: a connection does not end; stopped without waiting. Everything that was committed is kept")
+		if command == "run" || command == "copy-worker" || command == "status" {
+			os.Exit(exitDone)
+		}
+		os.Exit(exitFailed)
+	})
+	return context.WithCancelCause(signalled)
 }
 
 // hideURLs moves URLs from the arguments, which every user of the machine can read, to the environment, and

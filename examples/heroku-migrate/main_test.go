@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,12 +122,22 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"fly"}, {"run", "--until", "tomorrow"}, {"run", "--frce"}, {"status", "--force"}, {"switch", "--watch"}, {"run", "status"},
 		{"run", "--workers", "0"}, {"run", "--workers=x"}, {"status", "--source", "mysql://x"}, {"status", "--target="},
+		{"run", "--until="}, {"run", "--log-level", "loud"}, {"copy-worker", "--until", "switched"},
+		{c.source.URL}, {"switch", c.source.URL}, {"run", "--workers", c.source.URL}, {"run", "--until", c.source.URL},
+		{"run", "--log-level=" + c.source.URL}, {"status", "--source", strings.Replace(c.source.URL, ":1/", ":port/", 1)},
 	} {
 		out, status := c.run(t, args...)
 		require.Equal(t, 64, status, "%v: %s", args, out)
 		out, status = c.run(t, append(args, "--json")...)
 		require.Equal(t, 64, status, "%v: %s", args, out)
+		require.Len(t, lines(t, out), 1)
 		require.Equal(t, false, lines(t, out)[0]["ok"])
+		require.NotEmpty(t, lines(t, out)[0]["error"])
+	}
+	for _, command := range []string{"help", "version"} {
+		out, status := c.run(t, command, "--json=true")
+		require.Zero(t, status)
+		require.Equal(t, true, lines(t, out)[0]["ok"])
 	}
 	out, status := c.run(t, "help")
 	require.Zero(t, status)
@@ -135,12 +146,35 @@ func TestUsage(t *testing.T) {
 	require.Zero(t, status)
 	_, status = c.run(t, "status")
 	require.Equal(t, 1, status, "it cannot be reached")
-	_, status = c.run(t, "preflight")
+	out, status = c.run(t, "status", "--json")
+	require.Equal(t, 1, status)
+	require.Equal(t, "status", lines(t, out)[0]["command"])
+	out, status = c.run(t, "preflight")
 	require.Equal(t, 2, status)
+	require.Contains(t, out, "blocker  The source cannot be reached")
+	out, status = c.run(t, "abort", "--force")
+	require.Equal(t, 1, status, "nobody knows whether a migration is alive")
+	require.Contains(t, out, "a new, empty one")
 	began := time.Now()
 	_, status = c.run(t, "run")
 	require.Equal(t, 1, status)
 	require.Less(t, time.Since(began), 20*time.Second)
+}
+
+// A password that is a word or number of the protocol's own does not spoil the JSON.
+func TestPasswordsLikeJSON(t *testing.T) {
+	t.Parallel()
+	for _, password := range []string{"error", "result", "true", "202", `a"b\\`} {
+		cmd := exec.CommandContext(t.Context(), binary, "status", "--json")
+		url := "postgres://u:" + neturl.QueryEscape(password) + "@127.0.0.1:1/d"
+		cmd.Env = []string{"HEROKU_URL=" + url, "PLANETSCALE_URL=" + url}
+		out, err := cmd.Output()
+		require.Error(t, err)
+		o := lines(t, string(out))[0]
+		require.Equal(t, "result", o["type"])
+		require.Equal(t, false, o["ok"])
+		require.NotEmpty(t, o["error"])
+	}
 }
 
 func TestWholeMigration(t *testing.T) {
@@ -161,7 +195,19 @@ func TestWholeMigration(t *testing.T) {
 	out, status = c.run(t, "--json", "run", "--until", "in-sync")
 	require.Zero(t, status, out)
 	events := lines(t, out)
-	require.Equal(t, true, events[len(events)-1]["ok"])
+	last := events[len(events)-1]
+	require.Equal(t, true, last["ok"])
+	require.Equal(t, "result", last["type"])
+	require.Equal(t, "replicating", last["phase"])
+	kinds := map[any]bool{}
+	for _, e := range events {
+		kinds[e["type"]] = true
+		require.Contains(t, e, "at")
+		require.Contains(t, e, "message")
+	}
+	for _, kind := range []string{"phase", "table", "chunk"} {
+		require.True(t, kinds[kind], kind)
+	}
 	out, status = c.run(t, "status", "--json")
 	require.Zero(t, status)
 	s := lines(t, out)
@@ -183,6 +229,13 @@ func TestWholeMigration(t *testing.T) {
 		out, status = c.run(t, command, "--json")
 		require.Equal(t, 2, status, out)
 		require.Equal(t, true, lines(t, out)[0]["refused"])
+		require.NotEmpty(t, lines(t, out)[0]["reasons"])
+		require.Equal(t, false, lines(t, out)[0]["can_force"])
+	}
+	for _, command := range []string{"pause", "resume"} {
+		out, status = c.run(t, "--json", command)
+		require.Zero(t, status, out)
+		require.Equal(t, command, lines(t, out)[0]["command"])
 	}
 	out, status = c.run(t, "switch")
 	require.Zero(t, status, out)
@@ -190,6 +243,12 @@ func TestWholeMigration(t *testing.T) {
 	require.Contains(t, out, "heroku config:set")
 	_, status = c.run(t, "abort")
 	require.Equal(t, 2, status)
+	out, status = c.run(t, "status")
+	require.Zero(t, status)
+	require.Contains(t, out, "ms without writes")
+	out, status = c.run(t, "run", "--until", "switched", "--json")
+	require.Zero(t, status, out)
+	require.Equal(t, "switched", lines(t, out)[0]["phase"])
 	out, status = c.run(t, "complete")
 	require.Zero(t, status, out)
 	require.Contains(t, out, "pg_namespace")
@@ -222,6 +281,15 @@ func TestBesideARun(t *testing.T) {
 	require.Eventually(t, func() bool { return phase() == "replicating" }, 30*time.Second, 100*time.Millisecond)
 	_, status := c.run(t, "complete")
 	require.Equal(t, 2, status)
+
+	second, seen := c.cmd(t, "run"), new(bytes.Buffer)
+	second.Stdout, second.Stderr = seen, seen
+	require.NoError(t, second.Start())
+	time.Sleep(6 * time.Second)
+	require.NoError(t, second.Process.Signal(os.Interrupt))
+	require.NoError(t, second.Wait(), seen.String())
+	require.Contains(t, seen.String(), "another process leads")
+
 	for _, command := range []string{"pause", "resume", "switch", "revert"} {
 		text, status := c.run(t, command)
 		require.Zero(t, status, text)
@@ -231,15 +299,31 @@ func TestBesideARun(t *testing.T) {
 	require.NoError(t, cmd.Wait(), out.String())
 	require.Less(t, time.Since(began), 20*time.Second)
 	require.Contains(t, out.String(), "stopped")
+	require.NotContains(t, out.String(), "another process leads")
 	require.Equal(t, "replicating", phase())
 
+	// A command that comes before run leads is carried out by its own process, so wait until run does.
 	cmd, out = start()
+	require.Eventually(t, func() bool {
+		text, status := c.run(t, "status", "--json")
+		leader, _ := lines(t, text)[0]["leader"].(string)
+		return status == 0 && strings.HasSuffix(leader, fmt.Sprintf(" %d", cmd.Process.Pid))
+	}, 20*time.Second, 100*time.Millisecond)
+	waiting, waitingOut := start()
+	time.Sleep(5 * time.Second) // until it says that it waits
 	text, status := c.run(t, "switch")
 	require.Zero(t, status, text)
 	text, status = c.run(t, "complete")
 	require.Zero(t, status, text)
 	require.NoError(t, cmd.Wait(), out.String())
 	c.requireNoPassword(t, out.String())
+
+	// One that only waited cannot know whether it was completed or aborted: it fails, and says so.
+	exit := new(exec.ExitError)
+	require.ErrorAs(t, waiting.Wait(), &exit)
+	require.Equal(t, 1, exit.ExitCode())
+	require.Contains(t, waitingOut.String(), "another process leads")
+	require.Contains(t, waitingOut.String(), "completed or aborted by another process")
 }
 
 // The target is gone: abort --force cleans the source.
@@ -257,6 +341,8 @@ func TestAbortWithoutTarget(t *testing.T) {
 	require.Equal(t, 2, status, out)
 	_, status = c.run(t, "abort", "--force")
 	require.Zero(t, status)
+	_, status = c.run(t, "abort", "--force")
+	require.Zero(t, status, "a second time, nothing is left to do")
 	var left int
 	require.NoError(t, c.source.ConnectAdmin(t).QueryRow(t.Context(), `SELECT count(*) FROM pg_namespace WHERE nspname = 'heroku_migrator'`).Scan(&left))
 	require.Zero(t, left)
@@ -276,4 +362,22 @@ func TestURLsAreHidden(t *testing.T) {
 		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
 		return err == nil && len(args) > 0 && !bytes.Contains(args, []byte("postgres"))
 	}, 5*time.Second, 20*time.Millisecond)
+}
+
+// Who reads may go away.
+func TestClosedStdout(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	for _, args := range [][]string{{"status", "--watch"}, {"status", "--watch", "--json"}, {"preflight"}} {
+		cmd := c.cmd(t, args...)
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		_, err = out.Read(make([]byte, 1))
+		require.NoError(t, err)
+		require.NoError(t, out.Close())
+		began := time.Now()
+		require.NoError(t, cmd.Wait(), args)
+		require.Less(t, time.Since(began), 10*time.Second)
+	}
 }

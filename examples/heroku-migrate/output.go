@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -18,14 +19,17 @@ import (
 type output struct {
 	w       io.Writer
 	json    bool
+	command string
 	secrets []*pgurl.URL
-	mu      sync.Mutex
+	broken  func() // called once when nobody reads any more
+
+	mu sync.Mutex
 }
 
 // linef prints text for people.
 func (o *output) linef(format string, args ...any) {
 	if !o.json {
-		o.write(fmt.Sprintf(format, args...))
+		o.write(pgurl.Redact(fmt.Sprintf(format, args...), o.secrets...))
 	}
 }
 
@@ -38,12 +42,15 @@ func (o *output) object(v any) {
 	if err != nil { // what is printed consists of strings and numbers
 		text = []byte(`{"type":"result","ok":false,"error":"the output could not be encoded"}`)
 	}
-	o.write(string(text))
+	o.write(redactJSON(string(text), o.secrets))
 }
 
 // result prints how a command ended.
 func (o *output) result(fields map[string]any, text string) {
 	all := map[string]any{"type": "result", "at": now()}
+	if o.command != "" {
+		all["command"] = o.command
+	}
 	maps.Copy(all, fields)
 	o.object(all)
 	if text != "" {
@@ -54,39 +61,93 @@ func (o *output) result(fields map[string]any, text string) {
 func (o *output) write(text string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	_, _ = io.WriteString(o.w, pgurl.Redact(text, o.secrets...)+"\n") // whoever read it is gone
+	if _, err := io.WriteString(o.w, text+"\n"); err != nil && o.broken != nil {
+		o.broken()
+		o.broken = nil
+	}
 }
 
 // end reports an error and returns the exit status.
-func (o *output) end(opts options, err error) int {
+func (o *output) end(err error) int {
 	if err == nil {
 		return exitDone
 	}
-	fields := map[string]any{"ok": false, "command": opts.command, "error": err.Error()}
+	fields := map[string]any{"ok": false, "error": err.Error()}
 	status := exitFailed
 	var refused *migrator.RefusedError
 	switch {
 	case errors.As(err, new(usageError)):
 		status = exitUsage
+		fields["command"] = o.command
+		if _, known := flagsOf[o.command]; !known { // it may be a URL that went astray
+			fields["command"] = ""
+		}
 	case errors.As(err, &refused):
 		status = exitRefused
+	case errors.Is(err, migrator.ErrNoMigration):
+		status, refused = exitRefused, &migrator.RefusedError{Action: o.command, Reasons: []string{err.Error()}}
+	}
+	if refused != nil {
 		fields["refused"], fields["reasons"], fields["can_force"] = true, refused.Reasons, refused.CanForce
 	}
-	o.result(fields, "")
+	if in := new(phaseError); errors.As(err, in) {
+		fields["phase"] = in.phase
+	}
 	if o.json {
+		o.result(fields, "")
 		return status
 	}
 	text := &strings.Builder{}
-	if refused != nil {
+	switch {
+	case refused == nil:
+		fmt.Fprintf(text, "heroku-migrate: %v\n", err)
+	case o.command == "preflight": // they have been printed
+		fmt.Fprintf(text, "\nheroku-migrate: the migration cannot start; blockers: %d, see above\n", len(refused.Reasons))
+	default:
 		fmt.Fprintf(text, "heroku-migrate: %s refused:\n", refused.Action)
 		for _, r := range refused.Reasons {
 			fmt.Fprintf(text, "  - %s\n", r)
 		}
-	} else {
-		fmt.Fprintf(text, "heroku-migrate: %v\n", err)
+		if refused.CanForce && o.command != "abort" {
+			fmt.Fprintf(text, "heroku-migrate %s --force does it all the same.\n", o.command)
+		}
 	}
-	_, _ = os.Stderr.WriteString(pgurl.Redact(text.String(), o.secrets...))
+	_, _ = os.Stderr.WriteString(pgurl.Redact(text.String(), o.secrets...)) // there is nobody else to tell
 	return status
+}
+
+// phaseError is an error of run, with the phase that the migration is left in.
+type phaseError struct {
+	error
+
+	phase migrator.Phase
+}
+
+func (e phaseError) Unwrap() error { return e.error }
+
+// jsonString matches strings; one that is a field's name comes with its colon.
+var jsonString = regexp.MustCompile(`"(?:[^"\\]|\\.)*":?`)
+
+// vocabulary are fields whose values are words of ours. A password that happens to be one of them is not
+// given away by it.
+var vocabulary = map[string]bool{
+	`"type":`: true, `"phase":`: true, `"state":`: true, `"command":`: true, `"severity":`: true, `"check":`: true,
+	`"level":`: true, `"format":`: true, `"at":`: true, `"started_at":`: true, `"switched_at":`: true, `"completed_at":`: true,
+}
+
+// redactJSON redacts values that are texts, and nothing else: a password may consist of digits, or be the name of a field.
+func redactJSON(text string, secrets []*pgurl.URL) string {
+	field := ""
+	return jsonString.ReplaceAllStringFunc(text, func(s string) string {
+		if strings.HasSuffix(s, ":") {
+			field = s
+			return s
+		}
+		if vocabulary[field] {
+			return s
+		}
+		return `"` + pgurl.Redact(s[1:len(s)-1], secrets...) + `"`
+	})
 }
 
 // redacting keeps passwords out of the log.
