@@ -319,6 +319,10 @@ func (m *Migrator) carryOut(ctx context.Context, c *command) error {
 	case err != nil:
 		m.log.ErrorContext(ctx, "command failed", "name", string(c.name), "error", err)
 	}
-	m.publish(Event{Kind: EventCommand, Message: string(c.name) + ": " + message})
+	told := message
+	if err != nil {
+		told = err.Error()
+	}
+	m.publish(Event{Kind: EventCommand, Message: string(c.name) + ": " + told})
 	return m.journal.finish(context.WithoutCancel(ctx), c, message, err)
 }

@@ -92,7 +92,7 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 // dropSchema drops what is left once no trigger is.
 func dropSchema(ctx context.Context, begin beginner) error {
 	err := begin(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `DROP SCHEMA heroku_migrator CASCADE`)
+		_, err := tx.Exec(ctx, `DROP SCHEMA IF EXISTS heroku_migrator CASCADE`)
 		return err
 	})
 	if sqlState(err) == "55P03" {
