@@ -115,7 +115,7 @@ func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 			_, err := snap.CopyRows(ctx, t, c.Since, w)
 			return err
 		},
-		func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx, t, r) })
+		func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx.Conn(), t, r) })
 	if sqlState(err) == "23514" && t.Kind == KindPartitioned {
 		return 0, fmt.Errorf("a partition of %s that was made on the source after the migration began is missing on the target; make it there too, and run again: %w", t, err)
 	}

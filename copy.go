@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,23 +15,47 @@ import (
 
 // CopyConfig configures [Copy]. The zero value is good.
 type CopyConfig struct {
-	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: 4.
+	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
+	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
+	// to what the servers and the pools have connections for.
 	Workers int
-	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction. Default: 64 MiB.
+	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
+	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
 	ChunkBytes int64
-	Logger     *slog.Logger
+	// BufferBytes is how much each worker reads ahead of what the target has taken. Default: 1 MiB.
+	BufferBytes int
+	// MaxBytesPerSecond limits what this process copies, all workers together, in bytes as they are sent.
+	// Default: no limit.
+	MaxBytesPerSecond int64
+	Throttle          ThrottleConfig
+	Logger            *slog.Logger
 	// OnEvent is called for every chunk. It must return soon, and may be called concurrently.
 	OnEvent func(Event)
 }
 
-func (c CopyConfig) withDefaults() CopyConfig {
+const (
+	smallestChunk = 8 << 20
+	largestChunk  = 64 << 20
+	// spareConnections are those of the pools that are not for chunks: index builds, the journal, the throttle.
+	spareConnections = 4
+)
+
+// derived fills in what depends on the servers.
+func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
+	c.Logger = logger
 	if c.Workers <= 0 {
-		c.Workers = 4
+		c.Workers = min(max(2, min(src.ParallelWorkers, dst.ParallelWorkers)/2), 8)
+	}
+	if most := max(1, min(src.Connections, dst.Connections)-spareConnections); c.Workers > most {
+		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers, "workers", most)
+		c.Workers = most
 	}
 	if c.ChunkBytes <= 0 {
-		c.ChunkBytes = 64 << 20
+		c.ChunkBytes = min(max(src.Size/64, smallestChunk), largestChunk)
 	}
-	c.Logger = logger(c.Logger)
+	if src.Version < 140000 { // a range of pages could only be had by reading all of them
+		c.ChunkBytes = math.MaxInt64
+	}
 	return c
 }
 
@@ -40,7 +65,6 @@ func (c CopyConfig) withDefaults() CopyConfig {
 //
 // Capture has to be installed on every table before (I2).
 func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
-	cfg = cfg.withDefaults()
 	c, err := newCopier(ctx, src, dst, cfg)
 	if err != nil {
 		return err
@@ -48,11 +72,7 @@ func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 	if err := c.plan(ctx); err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	for range cfg.Workers {
-		g.Go(func() error { return c.work(gctx) })
-	}
-	if err := g.Wait(); err != nil {
+	if err := c.run(ctx, c.noteThrottle); err != nil {
 		return err
 	}
 	tables, err := dst.Journal().Tables(ctx)
@@ -74,6 +94,7 @@ type copier struct {
 	dst      Target
 	cfg      CopyConfig
 	captured Position // on which server capture was installed
+	pace     *pace
 }
 
 func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*copier, error) {
@@ -81,14 +102,48 @@ func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*co
 	if err != nil {
 		return nil, err
 	}
-	id, err := src.Identify(ctx)
+	from, err := src.Identify(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if id.Version < 140000 { // a range of pages could only be had by reading all of them
-		cfg.ChunkBytes = math.MaxInt64
+	to, err := dst.Identify(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured}, nil
+	cfg = cfg.derived(from, to, logger(cfg.Logger))
+	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.MaxBytesPerSecond)}, nil
+}
+
+// run copies chunks with all workers until none is left, and watches the source meanwhile. What the throttle does
+// is told to note.
+func (c *copier) run(ctx context.Context, note func(context.Context, float64, string)) error {
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		throttle(watching, c.src, c.pace, c.cfg.Throttle, note)
+	}()
+	defer func() {
+		stop()
+		<-watched
+	}()
+	g, gctx := errgroup.WithContext(ctx)
+	for range c.cfg.Workers {
+		g.Go(func() error { return c.work(gctx) })
+	}
+	return g.Wait()
+}
+
+// noteThrottle records that the copy is slowed down, or no longer.
+func (c *copier) noteThrottle(ctx context.Context, share float64, reason string) {
+	if err := c.dst.Journal().setThrottle(ctx, share, reason); err != nil && ctx.Err() == nil {
+		c.cfg.Logger.WarnContext(ctx, "the throttle could not be noted", "error", err)
+	}
+	message := "the source is at ease: copying at full speed"
+	if reason != "" {
+		message = fmt.Sprintf("copying at %.0f %% of full speed: %s", share*100, reason)
+	}
+	notify(c.cfg.OnEvent, Event{Kind: EventThrottle, Phase: PhaseCopying, Message: message})
 }
 
 // plan cuts the tables that have no plan yet into chunks.
@@ -169,28 +224,14 @@ func PlanChunks(t *Table, chunkBytes int64) []Chunk {
 func (c *copier) work(ctx context.Context) error {
 	for attempt := 0; ; {
 		began := time.Now()
-		var rows, bytes int64
-		chunk, err := c.dst.CopyChunk(ctx, func(ctx context.Context, t *Table, chunk *Chunk, w io.Writer) (int64, error) {
-			snap, err := c.src.Snapshot(ctx)
-			if err != nil {
-				return 0, err
-			}
-			defer closeSnapshot(ctx, snap)
-			if !c.captured.SameServer(snap.Position()) {
-				return 0, ErrFailedOver
-			}
-			counted := &countingWriter{w: w}
-			rows, err = snap.CopyChunk(ctx, t, chunk, counted)
-			bytes = counted.n
-			return rows, err
-		})
+		chunk, rows, bytes, err := c.next(ctx)
 		switch {
 		case err == nil && chunk != nil:
 			attempt = 0
 			notify(c.cfg.OnEvent, Event{Kind: EventChunk, Phase: PhaseCopying, Table: &Table{Relation: chunk.Leaf}, Rows: rows, Bytes: bytes, Took: time.Since(began),
 				Message: fmt.Sprintf("%s: chunk %d copied", chunk.Leaf, chunk.No)})
 		case err == nil:
-			left, err := c.left(ctx)
+			left, err := c.dst.Journal().chunksLeft(ctx)
 			if err != nil || left == 0 {
 				return err
 			}
@@ -214,6 +255,52 @@ func (c *copier) work(ctx context.Context) error {
 	}
 }
 
+// next copies one chunk, if there is one that nobody has.
+func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err error) {
+	// The snapshot is opened while the chunk is claimed: one wait for the network, not two.
+	opening, cancel := context.WithCancel(ctx)
+	opened := make(chan error, 1)
+	var snap Snapshot
+	go func() {
+		s, err := c.src.Snapshot(opening)
+		if err == nil {
+			snap = s
+		}
+		opened <- err
+	}()
+	closed := make(chan struct{})
+	shut := sync.OnceFunc(func() { // in the background: the target still works on the last rows
+		go func() {
+			defer close(closed)
+			if snap != nil {
+				closeSnapshot(ctx, snap)
+			}
+		}()
+	})
+	var waited bool
+	chunk, err = c.dst.CopyChunk(ctx, func(ctx context.Context, t *Table, chunk *Chunk, w io.Writer) (int64, error) {
+		waited = true
+		defer shut()
+		if err := <-opened; err != nil {
+			return 0, err
+		}
+		if !c.captured.SameServer(snap.Position()) {
+			return 0, ErrFailedOver
+		}
+		counted := &countingWriter{w: c.pace.writer(ctx, w)}
+		n, err := snap.CopyChunk(ctx, t, chunk, counted)
+		rows, bytes = n, counted.n
+		return n, err
+	})
+	cancel()
+	if !waited {
+		<-opened
+		shut()
+	}
+	<-closed
+	return chunk, rows, bytes, err
+}
+
 // restart plans the copy of a chunk's table anew.
 func (c *copier) restart(ctx context.Context, chunk *Chunk) error {
 	now, err := c.current(ctx)
@@ -232,13 +319,4 @@ func (c *copier) restart(ctx context.Context, chunk *Chunk) error {
 	c.cfg.Logger.WarnContext(ctx, message)
 	notify(c.cfg.OnEvent, Event{Kind: EventWarning, Phase: PhaseCopying, Table: t, Message: message})
 	return c.dst.Journal().Record(ctx, Event{Kind: EventWarning, Message: message})
-}
-
-func (c *copier) left(ctx context.Context) (int, error) {
-	tables, err := c.dst.Journal().Tables(ctx)
-	left := 0
-	for _, t := range tables {
-		left += t.Chunks - t.ChunksDone
-	}
-	return left, err
 }

@@ -14,6 +14,7 @@ const (
 	EventPhase    EventKind = "phase"    // the phase changed
 	EventTable    EventKind = "table"    // a table reached another state
 	EventChunk    EventKind = "chunk"    // a chunk was committed on the target
+	EventThrottle EventKind = "throttle" // the copy gives way to the application, or no longer
 	EventRound    EventKind = "round"    // a round was committed on the target
 	EventCommand  EventKind = "command"  // a command was taken or ended
 	EventWaiting  EventKind = "waiting"  // something outside is in the way; tried again

@@ -265,19 +265,9 @@ func inspectTables(cat *Catalog) []Finding {
 
 // inspectConnections compares what the pool may open with what the server has left.
 func inspectConnections(ctx context.Context, pool *pgxpool.Pool, side string) ([]Finding, error) {
-	var roleLimit, limit, used, usedByRole int
-	err := pool.QueryRow(ctx, `
-		SELECT (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),
-		       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
-		       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
-		       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename = current_user)`).
-		Scan(&roleLimit, &limit, &used, &usedByRole)
+	free, err := freeConnections(ctx, pool)
 	if err != nil {
 		return nil, fmt.Errorf("connections: %w", err)
-	}
-	free := limit - used
-	if roleLimit >= 0 {
-		free = min(free, roleLimit-usedByRole)
 	}
 	most := int(pool.Config().MaxConns) + 1
 	f := Finding{Check: side + "_connections", Severity: SeverityOK, Message: fmt.Sprintf("At most %d connections to the %s are used; %d are free.", most, side, free)}

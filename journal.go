@@ -42,14 +42,14 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
 	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rounds bigint NOT NULL DEFAULT 0,
-	rows_applied bigint NOT NULL DEFAULT 0, seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
+	rows_applied bigint NOT NULL DEFAULT 0, copy_share real NOT NULL DEFAULT 1, throttled text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS heroku_migrator.tables (
 	id bigint PRIMARY KEY, spec jsonb NOT NULL, state text NOT NULL DEFAULT 'pending', plan int NOT NULL DEFAULT 0,
 	captured boolean NOT NULL DEFAULT false, error text NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS heroku_migrator.chunks (
 	table_id bigint NOT NULL REFERENCES heroku_migrator.tables, no int NOT NULL, priority bigint NOT NULL, spec jsonb NOT NULL,
 	bytes bigint NOT NULL, done boolean NOT NULL DEFAULT false, rows bigint, stream_bytes bigint,
-	done_at timestamptz, copied_by text, PRIMARY KEY (table_id, no));
+	began_at timestamptz, done_at timestamptz, copied_by text, PRIMARY KEY (table_id, no));
 CREATE INDEX IF NOT EXISTS chunks_todo ON heroku_migrator.chunks (priority, no) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS heroku_migrator.objects (
 	id int PRIMARY KEY, stage text NOT NULL, type text NOT NULL, schema text NOT NULL, name text NOT NULL,
@@ -344,6 +344,19 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 		return nil, fmt.Errorf("journal: read tables: %w", err)
 	}
 	return list, nil
+}
+
+// chunksLeft counts the chunks that are not done.
+func (j *Journal) chunksLeft(ctx context.Context) (left int, err error) {
+	if err = j.pool.QueryRow(ctx, `SELECT count(*) FROM heroku_migrator.chunks WHERE NOT done`).Scan(&left); err != nil {
+		err = fmt.Errorf("journal: count chunks: %w", err)
+	}
+	return left, err
+}
+
+// setThrottle notes at which share of full speed rows are copied, and why.
+func (j *Journal) setThrottle(ctx context.Context, share float64, reason string) error {
+	return j.exec(ctx, "note the throttle", `UPDATE heroku_migrator.progress SET copy_share = $1, throttled = $2`, share, reason)
 }
 
 // setFilenodes notes which files hold the table, for whoever looks for rewrites later.

@@ -69,8 +69,14 @@ func (p *PlanetScale) Identify(ctx context.Context) (Identity, error) {
 	return identify(ctx, p.pool, p.url)
 }
 
-// AppliesSilently implements [Target]. The server is asked, not a table of what platforms allow.
+// AppliesSilently implements [Target]. The server is asked, once, not a table of what platforms allow.
 func (p *PlanetScale) AppliesSilently(ctx context.Context) (silent bool, err error) {
+	p.mu.Lock()
+	known := p.silent
+	p.mu.Unlock()
+	if known != nil {
+		return *known, nil
+	}
 	err = pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
 		silent, err = p.silence(ctx, tx)
 		return err
@@ -139,61 +145,101 @@ const buildMemory = `
 		least(2097152, pg_size_bytes(current_setting('shared_buffers')) / 4 / 1024)) || 'kB', true)`
 
 // CopyChunk implements [Target]. The claim is a row lock of the very transaction that carries the rows:
-// whoever dies gives its chunk back, and nobody else can copy it meanwhile.
-func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error) {
-	var chunk *Chunk
-	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
-		var spec, tableSpec []byte
-		err := tx.QueryRow(ctx, `
-			SELECT c.spec, t.spec FROM heroku_migrator.chunks c JOIN heroku_migrator.tables t ON t.id = c.table_id
-			WHERE NOT c.done ORDER BY c.priority, c.no LIMIT 1 FOR UPDATE OF c SKIP LOCKED`).Scan(&spec, &tableSpec)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
+// whoever dies gives its chunk back, and nobody else can copy it meanwhile. Statements travel together where
+// they can: a chunk costs three round trips here, which is what counts when the servers are far away.
+func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chunk, err error) {
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = ctx.Err() // whatever it looked like on the wire
 		}
 		if err != nil {
-			return err
+			err = fmt.Errorf("copy: %w", err)
 		}
-		var table Table
-		chunk = new(Chunk)
-		if err := errors.Join(json.Unmarshal(spec, chunk), json.Unmarshal(tableSpec, &table)); err != nil {
-			return err
-		}
-		// Chunks need not be durable at once: one that a crash of the server takes back is copied again.
-		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
-			return err
-		}
-		if _, err := p.silence(ctx, tx); err != nil {
-			return err
-		}
-		var read1 int64
-		counted := &countingWriter{}
-		written, err := stream(ctx,
+	}()
+	silent, err := p.AppliesSilently(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release() // closes it if the transaction was not ended
+	chunk, table, err := claimChunk(ctx, conn.Conn(), silent)
+	if err != nil {
+		return nil, err
+	}
+	var read1, written int64
+	counted := &countingWriter{}
+	if chunk != nil {
+		written, err = stream(ctx,
 			func(ctx context.Context, w io.Writer) (err error) {
 				counted.w = w
-				read1, err = read(ctx, &table, chunk, counted)
+				read1, err = read(ctx, table, chunk, counted)
 				return err
 			},
-			func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx, &table, r) })
-		if err != nil {
-			return err
+			func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, conn.Conn(), table, r) })
+		if err == nil && written != read1 {
+			err = fmt.Errorf("%s: %d rows were read, but %d written", chunk.Leaf, read1, written)
 		}
-		if written != read1 {
-			return fmt.Errorf("copy %s: %d rows were read, but %d written", chunk.Leaf, read1, written)
-		}
-		_, err = tx.Exec(ctx, `
-			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, done_at = clock_timestamp(), copied_by = $5
-			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n, thisProcess())
-		return err
-	})
-	if err != nil {
-		return chunk, fmt.Errorf("copy: %w", err)
 	}
-	return chunk, nil
+	if err != nil || chunk == nil {
+		if !conn.Conn().IsClosed() { // what the next one needs at once: the chunk's row, and this connection
+			_, rollbackErr := conn.Exec(ctx, "ROLLBACK")
+			err = errors.Join(err, rollbackErr)
+		}
+		return chunk, err
+	}
+	return chunk, p.journal.commitChunk(ctx, conn.Conn(), chunk, written, counted.n)
+}
+
+// claimChunk begins a transaction that has a chunk to itself. It returns nil if there is none that nobody has.
+func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Table, error) {
+	var batch pgx.Batch
+	batch.Queue("BEGIN")
+	// Chunks need not be durable at once: one that a crash of the server takes back is copied again.
+	batch.Queue("SET LOCAL synchronous_commit = off")
+	if silent {
+		batch.Queue("SET LOCAL session_replication_role = replica")
+	}
+	var spec, tableSpec []byte
+	batch.Queue(`
+		SELECT c.spec, t.spec FROM heroku_migrator.chunks c JOIN heroku_migrator.tables t ON t.id = c.table_id
+		WHERE NOT c.done ORDER BY c.priority, c.no LIMIT 1 FOR UPDATE OF c SKIP LOCKED`).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&spec, &tableSpec) })
+	err := conn.SendBatch(ctx, &batch).Close()
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	chunk, table := new(Chunk), new(Table)
+	return chunk, table, errors.Join(json.Unmarshal(spec, chunk), json.Unmarshal(tableSpec, table))
+}
+
+// commitChunk notes that the chunk is done and commits, if this process still has the lead: the check fails
+// otherwise, and with it the transaction, before the commit is reached.
+func (j *Journal) commitChunk(ctx context.Context, conn *pgx.Conn, chunk *Chunk, rows, bytes int64) error {
+	var batch pgx.Batch
+	batch.Queue(`
+		UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
+		WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, rows, bytes, thisProcess())
+	batch.Queue(`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = $1 FOR SHARE) AS mine`, j.epoch.Load())
+	batch.Queue("COMMIT")
+	err := conn.SendBatch(ctx, &batch).Close()
+	switch {
+	case sqlState(err) == "22012" && j.epoch.Load() == 0:
+		return ErrNotLeader
+	case sqlState(err) == "22012":
+		return ErrLostLead
+	}
+	return err
 }
 
 // copyInto streams rows into a table, whose partitions sort themselves out.
-func copyInto(ctx context.Context, tx pgx.Tx, t *Table, r io.Reader) (int64, error) {
-	n, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN (FORMAT %s)`, t.Ident(), t.copied(""), t.Format()), r)
+func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64, error) {
+	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s (%s) FROM STDIN (FORMAT %s)`, t.Ident(), t.copied(""), t.Format()), r)
 	if err != nil {
 		return n, fmt.Errorf("write %s: %w", t, err)
 	}

@@ -52,7 +52,7 @@ func openPool(ctx context.Context, url *pgurl.URL, conns int32, settings map[str
 	if err != nil {
 		return nil, err
 	}
-	conn.RuntimeParams["application_name"] = SchemaName
+	conn.RuntimeParams["application_name"] = SchemaName + " " + thisProcess()
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = 15 * time.Second
 	}
@@ -92,12 +92,30 @@ func identify(ctx context.Context, pool *pgxpool.Pool, url *pgurl.URL) (Identity
 		            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
 		       current_database(), current_user,
 		       current_setting('server_version_num')::int, current_setting('server_version'),
-		       current_setting('server_encoding'), pg_database_size(current_database())`).
-		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Size)
+		       current_setting('server_encoding'), pg_database_size(current_database()), current_setting('max_parallel_workers')::int`).
+		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Size, &id.ParallelWorkers)
+	if err == nil {
+		var free int
+		if free, err = freeConnections(ctx, pool); err == nil {
+			id.Connections = min(free+int(pool.Stat().TotalConns()), int(pool.Config().MaxConns))
+		}
+	}
 	if err != nil {
 		return id, fmt.Errorf("identify the server at %s: %w", id.Host, err)
 	}
 	return id, nil
+}
+
+// freeConnections is how many more connections the server has for the pool's role.
+func freeConnections(ctx context.Context, pool *pgxpool.Pool) (free int, err error) {
+	err = pool.QueryRow(ctx, `
+		SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+		             - coalesce(current_setting('reserved_connections', true), '0')::int
+		             - count(*),
+		             CASE WHEN r.rolconnlimit >= 0 THEN r.rolconnlimit - count(*) FILTER (WHERE a.usename = current_user) END)::int
+		FROM (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS r
+		CROSS JOIN pg_stat_activity a WHERE a.backend_type = 'client backend' GROUP BY r.rolconnlimit`).Scan(&free)
+	return free, err
 }
 
 // copyTo runs a COPY … TO STDOUT.

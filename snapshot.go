@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -13,7 +14,6 @@ import (
 // herokuSnapshot is a REPEATABLE READ, READ ONLY transaction on the source.
 type herokuSnapshot struct {
 	conn    *pgxpool.Conn
-	tx      pgx.Tx
 	pos     Position
 	trimmed Position
 	ops     *operatorCache
@@ -34,25 +34,11 @@ func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
 		return nil, err
 	}
 	s := &herokuSnapshot{conn: conn, ops: &h.ops}
-	s.tx, err = conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
-	if err != nil {
-		conn.Release()
-		return nil, err
-	}
-	// The timeline is read with every snapshot: the server behind the address may have changed.
-	var trimmed string
-	err = s.tx.QueryRow(ctx, `
-		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
-		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8`).
-		Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline)
-	if err == nil {
-		var exists bool
-		if exists, err = schemaExists(ctx, s.tx); err == nil && exists {
-			err = s.tx.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.migration), '')`).Scan(&trimmed)
+	err = s.begin(ctx, `SELECT coalesce(trimmed, '') FROM heroku_migrator.migration`)
+	if code := sqlState(err); code == "42P01" || code == "3F000" { // nothing was captured here yet
+		if _, err = conn.Exec(ctx, "ROLLBACK"); err == nil {
+			err = s.begin(ctx, `SELECT ''`)
 		}
-	}
-	if err == nil {
-		s.trimmed, err = ParsePosition(trimmed)
 	}
 	if err != nil {
 		_ = s.Close(context.WithoutCancel(ctx))
@@ -61,12 +47,44 @@ func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
 	return s, nil
 }
 
+// begin opens the transaction and reads what is read with every snapshot, in one round trip. The timeline is among
+// it, since the server behind the address may have changed.
+func (s *herokuSnapshot) begin(ctx context.Context, trimmed string) error {
+	var batch pgx.Batch
+	batch.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	batch.Queue(`
+		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
+		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8`).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline) })
+	batch.Queue(trimmed).QueryRow(func(row pgx.Row) error {
+		var text string
+		if err := row.Scan(&text); err != nil {
+			return err
+		}
+		var err error
+		s.trimmed, err = ParsePosition(text)
+		return err
+	})
+	return s.conn.SendBatch(ctx, &batch).Close()
+}
+
 func (s *herokuSnapshot) Position() Position { return s.pos }
 
 // Close ends the transaction. A connection that is broken is not given back to the pool.
 func (s *herokuSnapshot) Close(ctx context.Context) error {
-	defer s.conn.Release()
-	return s.tx.Rollback(ctx)
+	if s.conn == nil {
+		return nil
+	}
+	conn := s.conn
+	s.conn = nil
+	defer conn.Release()
+	if conn.Conn().IsClosed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a connection that hangs is closed
+	defer cancel()
+	_, err := conn.Exec(ctx, "ROLLBACK")
+	return err
 }
 
 // CopyChunk implements [Snapshot]. The lock comes before the look at the filenode: from then on, the
@@ -76,36 +94,32 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		s.ops.forget()
 		return 0, fmt.Errorf("read %s: %w", c.Leaf, err)
 	}
-	_, err := s.tx.Exec(ctx, `LOCK TABLE ONLY `+c.Leaf.Ident()+` IN ACCESS SHARE MODE`)
+	ops, err := s.ops.get(ctx, s.conn, t)
 	if err != nil {
 		return fail(err)
 	}
-	var filenode *uint32
-	if err := s.tx.QueryRow(ctx, `SELECT pg_relation_filenode($1::oid)`, c.Leaf.ID).Scan(&filenode); err != nil {
+	// One round trip. The file at the snapshot (the catalog read as a table) is looked at as well as the one now:
+	// a snapshot from before a rewrite can see an empty table in a new file.
+	results, err := s.conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY %s IN ACCESS SHARE MODE;
+		SELECT pg_relation_filenode(oid) = %[2]d AND relfilenode = %[2]d FROM pg_class WHERE oid = %[3]d;
+		SELECT EXISTS (SELECT 1 FROM %[4]s), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = %[5]d), false);
+		SET LOCAL enable_nestloop = off`, // the log has no statistics: never look it up row by row
+		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, logName(t.ID), t.ID)).ReadAll()
+	if err != nil {
 		return fail(err)
 	}
-	if filenode == nil || *filenode != c.Filenode {
+	isTrue := func(result, column int) bool {
+		rows := results[result].Rows
+		return len(rows) == 1 && string(rows[0][column]) == "t"
+	}
+	if !isTrue(1, 0) {
 		return fail(ErrRewritten)
 	}
-	ops, err := s.ops.get(ctx, s.tx, t)
-	if err != nil {
-		return fail(err)
-	}
-	// Nothing in the log of this snapshot: nothing to leave out.
-	var changed, trimmed bool
-	if err := s.tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+logName(t.ID)+`),
-		coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&changed, &trimmed); err != nil {
-		return fail(err)
-	}
-	if trimmed { // the target has gone back to before it held this table
+	if isTrue(2, 1) { // trimmed: the target has gone back to before it held this table
 		return fail(ErrTrimmed)
 	}
 	where := []string{"true"}
-	if changed {
-		// The log has no statistics: never look it up row by row.
-		if _, err := s.tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
-			return fail(err)
-		}
+	if isTrue(2, 0) { // else nothing is in the log of this snapshot, and there is nothing to leave out
 		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, logName(t.ID), matchKey(t, ops, "l.", "t.")))
 	}
 	if c.From > 0 {
@@ -145,7 +159,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			ids[i] = t.ID
 		}
 		var trimmed bool
-		if err := s.tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = ANY ($1::oid[]) AND trimmed)`, ids).Scan(&trimmed); err != nil {
+		if err := s.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = ANY ($1::oid[]) AND trimmed)`, ids).Scan(&trimmed); err != nil {
 			return nil, fmt.Errorf("read what was trimmed: %w", err)
 		}
 		if trimmed {
@@ -161,7 +175,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 		counts = append(counts, fmt.Sprintf(`SELECT %d, (SELECT count(*) FROM %s AS l WHERE %s)`, i, logName(t.ID), unseen(since, "l.heroku_migrator_xid")))
 	}
 	changes := make([]Change, len(tables))
-	rows, err := s.tx.Query(ctx, strings.Join(counts, "\nUNION ALL\n"))
+	rows, err := s.conn.Query(ctx, strings.Join(counts, "\nUNION ALL\n"))
 	if err != nil {
 		return nil, fmt.Errorf("count changes: %w", err)
 	}
@@ -173,7 +187,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 	}); err != nil {
 		return nil, fmt.Errorf("count changes: %w", err)
 	}
-	rows, err = s.tx.Query(ctx, `SELECT DISTINCT relid FROM heroku_migrator.truncated WHERE `+unseen(since, "xid"))
+	rows, err = s.conn.Query(ctx, `SELECT DISTINCT relid FROM heroku_migrator.truncated WHERE `+unseen(since, "xid"))
 	if err != nil {
 		return nil, fmt.Errorf("read truncations: %w", err)
 	}
@@ -215,11 +229,11 @@ func (s *herokuSnapshot) hold(ctx context.Context, changes []Change) error {
 			ids = append(ids, l.ID)
 		}
 	}
-	if _, err := s.tx.Exec(ctx, `LOCK TABLE `+strings.Join(names, ", ")+` IN ACCESS SHARE MODE`); err != nil {
+	if _, err := s.conn.Exec(ctx, `LOCK TABLE `+strings.Join(names, ", ")+` IN ACCESS SHARE MODE`); err != nil {
 		return fmt.Errorf("hold the changed tables: %w", err)
 	}
 	var rewritten *string
-	err := s.tx.QueryRow(ctx, `
+	err := s.conn.QueryRow(ctx, `
 		SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
 		WHERE oid = ANY ($1::oid[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, ids).Scan(&rewritten)
 	if err != nil {
@@ -256,7 +270,7 @@ func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position,
 // CopyRows implements [Snapshot]. OFFSET 0 keeps the lookups apart: one index probe a key, whatever the
 // planner believes of a log that has no statistics.
 func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
-	ops, err := s.ops.get(ctx, s.tx, t)
+	ops, err := s.ops.get(ctx, s.conn, t)
 	if err != nil {
 		return 0, err
 	}
@@ -272,14 +286,14 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 
 // Sequences implements [Snapshot]. Sequences are outside of transactions: what is read is their state now.
 func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
-	relations, err := listSequences(ctx, s.tx)
+	relations, err := listSequences(ctx, s.conn)
 	if err != nil {
 		return nil, fmt.Errorf("list sequences: %w", err)
 	}
 	list := make([]Sequence, len(relations))
 	for i, r := range relations {
 		list[i].Relation = r
-		err := s.tx.QueryRow(ctx, `SELECT last_value, is_called FROM `+r.Ident()).Scan(&list[i].LastValue, &list[i].IsCalled)
+		err := s.conn.QueryRow(ctx, `SELECT last_value, is_called FROM `+r.Ident()).Scan(&list[i].LastValue, &list[i].IsCalled)
 		if err != nil {
 			return nil, fmt.Errorf("read sequence %s: %w", r, err)
 		}
@@ -289,5 +303,5 @@ func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 
 // Digest implements [Snapshot].
 func (s *herokuSnapshot) Digest(ctx context.Context, t *Table) (Digest, error) {
-	return digest(ctx, s.tx, t)
+	return digest(ctx, s.conn, t)
 }

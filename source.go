@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -41,6 +42,9 @@ type Source interface {
 
 	// Snapshot opens an instant for reading.
 	Snapshot(ctx context.Context) (Snapshot, error)
+
+	// Load tells how busy the source is with other work than ours.
+	Load(ctx context.Context) (Load, error)
 
 	// Trim forgets the changes to the tables that are visible at the position, which must be
 	// durable on the target.
@@ -120,12 +124,26 @@ type Identity struct {
 	VersionStr string // 15.18
 	Encoding   string
 	Size       int64 // bytes of the database
-	Host       string
-	Port       int
+	// Connections is how many connections to it this process can have: what is free for its role, and in its pool.
+	Connections int
+	// ParallelWorkers is max_parallel_workers: as near as SQL comes to the number of cores.
+	ParallelWorkers int
+	Host            string
+	Port            int
 }
 
 // Major is the major version: 15.
 func (i Identity) Major() int { return i.Version / 10000 }
+
+// Load is how busy a server is with other work than ours.
+type Load struct {
+	// ActiveSessions are the sessions of others that execute something now, or wait for a lock or a disk.
+	ActiveSessions int
+	// ReplicaLag is how far the slowest follower is behind in replaying, if there is one and the role may see it.
+	ReplicaLag time.Duration
+	// Latency is how long a small query took, the network counted.
+	Latency time.Duration
+}
 
 // Claim says which migration, and which process of it, wants to change the source.
 type Claim struct {

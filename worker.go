@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // CopyWorker shares the copy of a migration that another process leads: it takes chunks beside it, in the phase
@@ -14,7 +12,7 @@ import (
 //
 // It fails with [ErrNoMigration] if the target holds no migration.
 func CopyWorker(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
-	cfg = cfg.withDefaults()
+	cfg.Logger = logger(cfg.Logger)
 	journal := dst.Journal()
 	for attempt := 1; ; attempt++ {
 		s, err := journal.State(ctx)
@@ -80,15 +78,11 @@ func shareCopy(ctx context.Context, src Source, dst Target, cfg CopyConfig) erro
 	}
 	sharing, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	g, gctx := errgroup.WithContext(sharing)
 	done := make(chan struct{})
-	go func() { // not part of the group: it ends with the work, not the other way round
-		watchCopy(sharing, stop, dst, done)
-	}()
-	for range cfg.Workers {
-		g.Go(func() error { return c.work(gctx) })
-	}
-	err = g.Wait()
+	go watchCopy(sharing, stop, dst, done)
+	err = c.run(sharing, func(ctx context.Context, share float64, reason string) {
+		c.cfg.Logger.InfoContext(ctx, "throttle", "share", share, "reason", reason)
+	})
 	stop(nil)
 	<-done
 	if errors.Is(context.Cause(sharing), errNotCopying) && ctx.Err() == nil {
