@@ -13,6 +13,7 @@ type EventKind string
 const (
 	EventPhase    EventKind = "phase"    // the phase changed
 	EventTable    EventKind = "table"    // a table reached another state
+	EventObject   EventKind = "object"   // an index or a constraint was built
 	EventChunk    EventKind = "chunk"    // a chunk was committed on the target
 	EventThrottle EventKind = "throttle" // the copy gives way to the application, or no longer
 	EventRound    EventKind = "round"    // a round was committed on the target

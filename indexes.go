@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,28 +14,22 @@ import (
 
 // IndexConfig configures [BuildIndexes]. The zero value is good.
 type IndexConfig struct {
-	// Workers is how many tables are worked on at once. Default: 2.
+	// Workers is how many indexes are built at once, of one table or of several; each build may have parallel
+	// workers of its own. Default: half of the target's max_parallel_workers, 2 to 4.
 	Workers int
 	Logger  *slog.Logger
-	// OnEvent is called when a table has its indexes.
+	// OnEvent is called when an index is built, and when a table has all of them.
 	OnEvent func(Event)
 }
 
-func (c IndexConfig) withDefaults() IndexConfig {
-	if c.Workers <= 0 {
-		c.Workers = 2
-	}
-	c.Logger = logger(c.Logger)
-	return c
-}
-
-// BuildIndexes makes the copied tables whole: indexes and constraints, table by table; then a round that
-// brings all of them to one snapshot; then foreign keys, triggers, materialised views and the planner's
-// statistics. Repeated, it goes on where it was.
+// BuildIndexes makes the copied tables whole: indexes, constraints and the planner's statistics, table by table;
+// then a round that brings all of them to one snapshot; then foreign keys, triggers and materialised views.
+// Repeated, it goes on where it was.
+//
+// What could not be built does not keep the rest from being built: the error has an [*ObjectError] for each. They are
+// in the journal, and are not tried again before [RetryIndexes] is called.
 func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) error {
-	cfg = cfg.withDefaults()
-	log := cfg.Logger
-	objects, err := dst.Journal().Objects(ctx)
+	x, err := newIndexer(ctx, dst, cfg)
 	if err != nil {
 		return err
 	}
@@ -42,7 +37,12 @@ func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) 
 	if err != nil {
 		return err
 	}
-	if err := buildTables(ctx, dst, cfg, objects, tables); err != nil {
+	for _, t := range tables {
+		if t.State == TableIndexing {
+			x.start(ctx, t)
+		}
+	}
+	if err := x.wait(); err != nil {
 		return err
 	}
 	r, err := newReplicator(ctx, src, dst, ReplicateConfig{Logger: cfg.Logger, OnEvent: cfg.OnEvent})
@@ -52,101 +52,260 @@ func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) 
 	if _, err := r.round(ctx); err != nil {
 		return err
 	}
-	for _, stage := range []Stage{StageForeign, StageFinish} {
-		if err := createObjects(ctx, dst, log, objects, stage); err != nil {
-			return err
-		}
+	if err := x.foreignKeys(ctx); err != nil {
+		return err
 	}
-	return analyze(ctx, dst, tables, cfg.Workers)
-}
-
-// buildTables builds the indexes of the tables that are in state indexing, several tables at once.
-func buildTables(ctx context.Context, dst Target, cfg IndexConfig, objects []SchemaObject, tables []TableStatus) error {
-	byTable := map[uint32][]SchemaObject{}
-	for _, o := range objects {
-		byTable[o.Table] = append(byTable[o.Table], o)
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(cfg.Workers)
-	for _, t := range tables {
-		if t.State != TableIndexing {
-			continue
-		}
-		g.Go(func() error {
-			for _, o := range byTable[t.Table.ID] { // one by one: an index may take an hour
-				if err := createObjects(gctx, dst, cfg.Logger, []SchemaObject{o}, StageIndexes); err != nil {
-					return err
-				}
-			}
-			notify(cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseRebuildingIndexes, Table: t.Table, Message: t.Table.String() + ": indexes built"})
-			return dst.Journal().SetTable(gctx, t.Table, TableIndexing, TableIndexed)
-		})
-	}
-	return g.Wait()
+	return createObjects(ctx, dst, x.cfg.Logger, x.objects, StageFinish)
 }
 
 // BuildIndexesMeanwhile builds the indexes of each table as soon as its last chunk is there, while others are
 // still copied. It returns when copied is closed and what it had begun is built; [BuildIndexes] does the rest.
 func BuildIndexesMeanwhile(ctx context.Context, dst Target, copied <-chan struct{}, cfg IndexConfig) error {
-	cfg = cfg.withDefaults()
-	objects, err := dst.Journal().Objects(ctx)
+	x, err := newIndexer(ctx, dst, cfg)
 	if err != nil {
 		return err
 	}
-	for {
+	begun := map[uint32]struct{}{}
+	for ended := false; ; {
 		tables, err := dst.Journal().Tables(ctx)
 		if err != nil {
-			return err
+			return errors.Join(err, x.wait())
 		}
 		// The largest that are there first: the others fill the gaps.
-		var ready []TableStatus
+		slices.SortFunc(tables, func(a, b TableStatus) int { return cmp.Compare(b.BytesTotal, a.BytesTotal) })
 		for _, t := range tables {
-			if t.State == TableIndexing || (t.State == TableCopying && t.Chunks == t.ChunksDone) {
-				ready = append(ready, t)
-			}
-		}
-		slices.SortFunc(ready, func(a, b TableStatus) int { return cmp.Compare(b.BytesTotal, a.BytesTotal) })
-		ready = ready[:min(len(ready), 2*cfg.Workers)]
-		for i := range ready {
-			if err := dst.Journal().SetTable(ctx, ready[i].Table, TableCopying, TableIndexing); err != nil {
-				return err
-			}
-			ready[i].State = TableIndexing
-		}
-		if err := buildTables(ctx, dst, cfg, objects, ready); err != nil {
-			return err
-		}
-		if objects, err = dst.Journal().Objects(ctx); err != nil { // what is done is not done again
-			return err
-		}
-		if len(ready) > 0 {
-			select {
-			case <-copied:
-				return nil
-			default:
+			if _, ok := begun[t.Table.ID]; ok || (t.State != TableIndexing && (t.State != TableCopying || t.Chunks != t.ChunksDone)) {
 				continue
 			}
+			begun[t.Table.ID] = struct{}{}
+			x.start(ctx, t)
+		}
+		if ended {
+			return x.wait()
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return errors.Join(ctx.Err(), x.wait())
 		case <-copied:
-			return nil
+			ended = true
+		case <-x.broken:
+			return x.wait()
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }
 
-func analyze(ctx context.Context, dst Target, tables []TableStatus, workers int) error {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(workers)
-	for _, t := range tables {
-		g.Go(func() error { return dst.Analyze(gctx, t.Table) })
-	}
-	return g.Wait()
+// indexer builds indexes, a few at once.
+type indexer struct {
+	dst     Target
+	cfg     IndexConfig
+	objects []SchemaObject
+	byTable map[uint32][]SchemaObject // of StageIndexes
+	slots   chan struct{}             // one for each build that is going on
+	running sync.WaitGroup
+
+	mu     sync.Mutex
+	failed []error       // what cannot be built
+	err    error         // what ended the work
+	broken chan struct{} // closed with err
 }
 
-// RetryIndexes forgets that objects failed, so that the next [BuildIndexes] tries them again.
+func newIndexer(ctx context.Context, dst Target, cfg IndexConfig) (*indexer, error) {
+	cfg.Logger = logger(cfg.Logger)
+	if cfg.Workers <= 0 {
+		id, err := dst.Identify(ctx)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Workers = min(max(2, id.ParallelWorkers/2), 4)
+	}
+	objects, err := dst.Journal().Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	x := &indexer{
+		dst: dst, cfg: cfg, objects: objects, byTable: map[uint32][]SchemaObject{},
+		slots: make(chan struct{}, cfg.Workers), broken: make(chan struct{}),
+	}
+	for _, o := range objects {
+		if o.Stage == StageIndexes {
+			x.byTable[o.Table] = append(x.byTable[o.Table], o)
+		}
+	}
+	return x, nil
+}
+
+// start builds the indexes of a table whose rows are there, in the background.
+func (x *indexer) start(ctx context.Context, t TableStatus) {
+	x.running.Go(func() {
+		if err := x.table(ctx, t); err != nil {
+			x.fail(err)
+		}
+	})
+}
+
+func (x *indexer) fail(err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if errors.As(err, new(*ObjectError)) {
+		x.failed = append(x.failed, err)
+	} else if x.err == nil {
+		x.err = err
+		close(x.broken)
+	}
+}
+
+// wait returns when everything started is done.
+func (x *indexer) wait() error {
+	x.running.Wait()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.err != nil {
+		return x.err
+	}
+	return errors.Join(x.failed...)
+}
+
+// smallTable is up to where all indexes of a table are built in one transaction, since round trips would take longer
+// than the builds.
+const smallTable = 16 << 20
+
+// table builds a table's indexes and collects its statistics.
+func (x *indexer) table(ctx context.Context, t TableStatus) error {
+	if err := x.dst.Journal().SetTable(ctx, t.Table, TableCopying, TableIndexing); err != nil {
+		return err
+	}
+	objects := x.byTable[t.Table.ID]
+	fresh := !slices.ContainsFunc(objects, func(o SchemaObject) bool { return o.State == ObjectFailed })
+	if t.BytesTotal <= smallTable && fresh {
+		err := x.slot(ctx, func() error { return createObjects(ctx, x.dst, x.cfg.Logger, objects, StageIndexes) })
+		if err != nil {
+			return err
+		}
+	} else if err := x.oneByOne(ctx, t, objects); err != nil {
+		return err
+	}
+	if err := x.slot(ctx, func() error { return x.dst.Analyze(ctx, t.Table) }); err != nil {
+		return err
+	}
+	if err := x.dst.Journal().SetTable(ctx, t.Table, TableIndexing, TableIndexed); err != nil {
+		return err
+	}
+	notify(x.cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseRebuildingIndexes, Table: t.Table, Message: t.Table.String() + ": indexes built"})
+	return nil
+}
+
+// oneByOne builds a large table's indexes, each in a transaction of its own, as each may take an hour: first
+// constraints, which take the table for themselves; then indexes, several at once; then what refers to them.
+func (x *indexer) oneByOne(ctx context.Context, t TableStatus, objects []SchemaObject) error {
+	var constraints, indexes, rest []SchemaObject
+	for _, o := range objects {
+		switch o.Type {
+		case "CONSTRAINT":
+			constraints = append(constraints, o)
+		case "INDEX":
+			indexes = append(indexes, o)
+		default:
+			rest = append(rest, o)
+		}
+	}
+	var failed []error
+	var mu sync.Mutex
+	one := func(ctx context.Context, o SchemaObject) error {
+		err := x.slot(ctx, func() error { return x.build(ctx, t, o) })
+		if errors.As(err, new(*ObjectError)) {
+			mu.Lock()
+			defer mu.Unlock()
+			failed = append(failed, err)
+			return nil
+		}
+		return err
+	}
+	for _, o := range constraints {
+		if err := one(ctx, o); err != nil {
+			return err
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, o := range indexes {
+		g.Go(func() error { return one(gctx, o) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if len(failed) == 0 { // else what refers to an index would fail only because that one did
+		for _, o := range rest {
+			if err := one(ctx, o); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// slot runs fn when fewer than Workers others run.
+func (x *indexer) slot(ctx context.Context, fn func() error) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-x.broken:
+		return context.Canceled // the cause is known already
+	case x.slots <- struct{}{}:
+	}
+	defer func() { <-x.slots }()
+	return fn()
+}
+
+func (x *indexer) build(ctx context.Context, t TableStatus, o SchemaObject) error {
+	switch o.State {
+	case ObjectFailed:
+		return &ObjectError{Object: o, Err: errors.New(o.Error)}
+	case ObjectDone, ObjectSkipped:
+		return nil
+	case ObjectPending:
+	}
+	began := time.Now()
+	if err := createObjects(ctx, x.dst, x.cfg.Logger, []SchemaObject{o}, o.Stage); err != nil {
+		return err
+	}
+	notify(x.cfg.OnEvent, Event{Kind: EventObject, Phase: PhaseRebuildingIndexes, Table: t.Table, Took: time.Since(began), Message: o.String() + " built"})
+	return nil
+}
+
+// foreignKeys adds all foreign keys without looking at the rows, which takes no time, and then has them validated,
+// those of several tables at once. Rows cannot come in between that violate them: none are applied meanwhile.
+func (x *indexer) foreignKeys(ctx context.Context) error {
+	var adding []SchemaObject
+	validating := map[uint32][]SchemaObject{}
+	for _, o := range x.objects {
+		switch {
+		case o.Stage == StageForeign && o.Type == typeValidation:
+			validating[o.Table] = append(validating[o.Table], o)
+		case o.Stage == StageForeign:
+			adding = append(adding, o)
+		}
+	}
+	if err := createObjects(ctx, x.dst, x.cfg.Logger, adding, StageForeign); err != nil {
+		return err
+	}
+	tables, err := x.dst.Journal().Tables(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		x.running.Go(func() {
+			for _, o := range validating[t.Table.ID] { // a table is locked against more than one at once
+				if err := x.slot(ctx, func() error { return x.build(ctx, t, o) }); err != nil {
+					x.fail(err)
+				}
+			}
+		})
+	}
+	return x.wait()
+}
+
+// RetryIndexes forgets that objects failed, so that the next [BuildIndexes] tries them again. [Migrator.Run] calls it
+// when it is started again after a failure.
 func RetryIndexes(ctx context.Context, dst Target) error {
 	objects, err := dst.Journal().Objects(ctx)
 	if err != nil {

@@ -116,13 +116,8 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 		return nil
 	}
 	// What a dump expects: names are written in full.
-	if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
+	if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true), `+buildSettings); err != nil {
 		return err
-	}
-	if objects[0].Stage == StageIndexes || objects[0].Stage == StageForeign {
-		if _, err := tx.Exec(ctx, buildMemory); err != nil {
-			return err
-		}
 	}
 	ids, script := make([]int, len(objects)), make([]string, len(objects))
 	for i, o := range objects {
@@ -138,11 +133,13 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	return err
 }
 
-// buildMemory gives index builds what a server of this size can spare: a quarter of shared_buffers, which is a
-// sixteenth of the memory where that is set as usual.
-const buildMemory = `
-	SELECT set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024,
-		least(2097152, pg_size_bytes(current_setting('shared_buffers')) / 4 / 1024)) || 'kB', true)`
+// buildSettings give index builds what a server of this size can spare: a quarter of shared_buffers, which is a
+// sixteenth of the memory where that is set as usual, and half of its parallel workers.
+const buildSettings = `
+	set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024,
+		least(2097152, pg_size_bytes(current_setting('shared_buffers')) / 4 / 1024)) || 'kB', true),
+	set_config('max_parallel_maintenance_workers', greatest(current_setting('max_parallel_maintenance_workers')::int,
+		current_setting('max_parallel_workers')::int / 2)::text, true)`
 
 // CopyChunk implements [Target]. The claim is a row lock of the very transaction that carries the rows:
 // whoever dies gives its chunk back, and nobody else can copy it meanwhile. Statements travel together where
@@ -183,7 +180,7 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 			err = fmt.Errorf("%s: %d rows were read, but %d written", chunk.Leaf, read1, written)
 		}
 	}
-	if err != nil || chunk == nil {
+	if err != nil {
 		if !conn.Conn().IsClosed() { // what the next one needs at once: the chunk's row, and this connection
 			_, rollbackErr := conn.Exec(ctx, "ROLLBACK")
 			err = errors.Join(err, rollbackErr)
@@ -218,13 +215,15 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 	return chunk, table, errors.Join(json.Unmarshal(spec, chunk), json.Unmarshal(tableSpec, table))
 }
 
-// commitChunk notes that the chunk is done and commits, if this process still has the lead: the check fails
+// commitChunk notes that the chunk, if there is one, is done and commits, if this process still has the lead: the check fails
 // otherwise, and with it the transaction, before the commit is reached.
 func (j *Journal) commitChunk(ctx context.Context, conn *pgx.Conn, chunk *Chunk, rows, bytes int64) error {
 	var batch pgx.Batch
-	batch.Queue(`
-		UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
-		WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, rows, bytes, thisProcess())
+	if chunk != nil {
+		batch.Queue(`
+			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
+			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, rows, bytes, thisProcess())
+	}
 	batch.Queue(`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = $1 FOR SHARE) AS mine`, j.epoch.Load())
 	batch.Queue("COMMIT")
 	err := conn.SendBatch(ctx, &batch).Close()

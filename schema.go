@@ -88,19 +88,45 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 		owner := owners[e.Type+"\x00"+e.Schema+"\x00"+e.Name]
 		objects = append(objects, o.placed(e.Section, owner))
 	}
-	for _, o := range objects { // in the order of the dump, which is that of their dependencies
-		if o.Type == "MATERIALIZED VIEW" {
-			objects = append(objects, SchemaObject{
-				ID: len(objects) + 1, Stage: StageFinish, Type: typeViewData, Schema: o.Schema, Name: o.Name, State: ObjectPending,
-				SQL: "REFRESH MATERIALIZED VIEW " + (Relation{Schema: o.Schema, Name: o.Name}).Ident(),
-			})
+	for i := range objects { // in the order of the dump, which is that of their dependencies
+		follow, ok := objects[i].split()
+		if ok {
+			follow.ID = len(objects) + 1
+			objects = append(objects, follow)
 		}
 	}
 	return objects, nil
 }
 
-// typeViewData is the type of the objects that fill materialised views.
-const typeViewData = "MATERIALIZED VIEW DATA"
+// Types of objects that pg_restore does not know.
+const (
+	typeViewData   = "MATERIALIZED VIEW DATA" // fills a materialised view
+	typeValidation = "FK VALIDATION"          // looks whether all rows satisfy a foreign key
+)
+
+// split takes from an object the part of its work that takes long, if there is such a part, and returns it as one
+// that is to follow.
+func (o *SchemaObject) split() (SchemaObject, bool) {
+	follow := SchemaObject{Schema: o.Schema, Name: o.Name, Table: o.Table, State: ObjectPending}
+	switch o.Type {
+	case "MATERIALIZED VIEW":
+		name := Relation{Schema: o.Schema, Name: o.Name}.Ident()
+		follow.Stage, follow.Type = StageFinish, typeViewData
+		follow.SQL = "REFRESH MATERIALIZED VIEW " + name + ";\nANALYZE " + name
+		return follow, true
+	case "FK CONSTRAINT":
+		// Partitioned tables, which are written without ONLY, cannot have foreign keys that are not valid.
+		sql := strings.TrimRight(o.SQL, "; \n")
+		if !strings.Contains(sql, "ALTER TABLE ONLY ") || strings.HasSuffix(sql, "NOT VALID") || strings.HasSuffix(sql, "NOT ENFORCED") || o.Undo == "" {
+			return follow, false
+		}
+		o.SQL = sql + " NOT VALID;"
+		follow.Stage, follow.Type = o.Stage, typeValidation
+		follow.SQL = strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1)
+		return follow, true
+	}
+	return follow, false
+}
 
 // objectOwner says to which table an object belongs, and how to take it away.
 type objectOwner struct {
@@ -119,7 +145,7 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 			o.SQL = strings.Replace(o.SQL, "CREATE SCHEMA ", "CREATE SCHEMA IF NOT EXISTS ", 1)
 		}
 	case o.Type == "FK CONSTRAINT":
-		o.Stage = StageForeign
+		o.Stage, o.Table = StageForeign, owner.table
 	case o.Type == "RULE" && strings.HasSuffix(o.Name, " _RETURN"): // a view's body, which had to wait for a key
 		o.Stage = StageFinish
 	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always,
