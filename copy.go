@@ -72,6 +72,10 @@ func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 	if err := c.plan(ctx); err != nil {
 		return err
 	}
+	// What an earlier process noted is over.
+	if err := dst.Journal().setThrottle(ctx, 1, ""); err != nil {
+		return err
+	}
 	if err := c.run(ctx, c.noteThrottle); err != nil {
 		return err
 	}

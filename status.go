@@ -25,6 +25,16 @@ type Status struct {
 	Leader     string         `json:"leader,omitempty"`
 	Report     *SwitchReport  `json:"switch_report,omitempty"`
 	Tables     []TableSummary `json:"tables"`
+	// Workers are the chunks that are being copied now, in this process and others.
+	Workers []WorkerStatus `json:"workers,omitempty"`
+	// Builds are the indexes and constraints that are being built now.
+	Builds []BuildStatus `json:"builds,omitempty"`
+	// Throttle is set while the copy gives way to the application.
+	Throttle *ThrottleStatus `json:"throttle,omitempty"`
+	// Objects counts the schema's objects by the stage in which they are created.
+	Objects map[Stage]ObjectCounts `json:"objects,omitempty"`
+	// Failed are objects that could not be created on the target; another run tries them again.
+	Failed []FailedObject `json:"failed_objects,omitempty"`
 	// Skipped are objects of the schema that could not be created on the target and were left out.
 	Skipped []string `json:"skipped_objects,omitempty"`
 }
@@ -49,9 +59,10 @@ type ProgressSignals struct {
 
 // ByteWeighted is the copy's progress in bytes on disk.
 type ByteWeighted struct {
-	CopiedBytes int64   `json:"copied_bytes"`
-	TotalBytes  int64   `json:"total_bytes"`
-	Percent     float64 `json:"percent"`
+	CopiedBytes   int64   `json:"copied_bytes"`    // committed on the target
+	InFlightBytes int64   `json:"in_flight_bytes"` // on their way, about
+	TotalBytes    int64   `json:"total_bytes"`
+	Percent       float64 `json:"percent"`
 }
 
 // ReplicationDelay is how far the target is behind.
@@ -61,10 +72,11 @@ type ReplicationDelay struct {
 	RowsApplied int64    `json:"rows_applied"`
 }
 
-// ThroughputETA is the copy's speed and what is left of it.
+// ThroughputETA is the copy's speed, in bytes on disk, and what is left of it.
 type ThroughputETA struct {
-	BytesPerSecond float64  `json:"bytes_per_second"`
-	ETASeconds     *float64 `json:"eta_seconds"`
+	BytesPerSecond        float64  `json:"bytes_per_second"`         // over the last 20 seconds
+	AverageBytesPerSecond float64  `json:"average_bytes_per_second"` // while anything was copied: pauses do not count
+	ETASeconds            *float64 `json:"eta_seconds"`              // null when nothing is moving
 }
 
 // StallDetection tells whether something should move and does not.
@@ -79,9 +91,16 @@ type TableSummary struct {
 	Name        string     `json:"name"`
 	State       TableState `json:"state"`
 	RowsCopied  int64      `json:"rows_copied"`
-	BytesCopied int64      `json:"bytes_copied"`
+	BytesCopied int64      `json:"bytes_copied"` // on disk
 	BytesTotal  int64      `json:"bytes_total"`
 	Format      string     `json:"format"` // of COPY: binary or text
+
+	// While the table is copied: what is on its way in chunks that are not committed, and the speed.
+	RowsInFlight          int64    `json:"rows_in_flight,omitempty"`
+	BytesInFlight         int64    `json:"bytes_in_flight,omitempty"`
+	BytesPerSecond        float64  `json:"bytes_per_second,omitempty"`
+	AverageBytesPerSecond float64  `json:"average_bytes_per_second,omitempty"`
+	ETASeconds            *float64 `json:"eta_seconds,omitempty"`
 }
 
 // Status reads where the migration stands. It changes nothing, and works in any process. Without a
@@ -112,25 +131,52 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	if s.Error != "" {
 		st.Error = &s.Error
 	}
-	for _, o := range objects {
-		if o.State == ObjectSkipped {
-			st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
+	st.addObjects(objects)
+	p := &copyProgress{tables: map[uint32]*copyRate{}}
+	if s.Phase == PhaseCopying || s.Phase == PhaseRebuildingIndexes {
+		if p, err = m.journal.copyProgress(ctx, tables); err != nil {
+			return nil, err
 		}
 	}
-	st.addProgress(s, tables)
+	st.Workers, st.Builds, st.Throttle = p.workers, p.builds, p.throttle
+	st.addProgress(s, tables, p)
 	if s.Phase == PhaseReplicating {
 		st.addReadiness(ctx, m, s)
 	}
 	return st, nil
 }
 
-func (st *Status) addProgress(s *State, tables []TableStatus) {
+func (st *Status) addObjects(objects []SchemaObject) {
+	st.Objects = map[Stage]ObjectCounts{}
+	for _, o := range objects {
+		n := st.Objects[o.Stage]
+		n.Total++
+		switch o.State {
+		case ObjectDone:
+			n.Done++
+		case ObjectFailed:
+			n.Failed++
+			st.Failed = append(st.Failed, FailedObject{Object: o.String(), Error: o.Error})
+		case ObjectSkipped:
+			st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
+		case ObjectPending:
+		}
+		st.Objects[o.Stage] = n
+	}
+}
+
+func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgress) {
 	p := &st.ProgressSignals
 	for _, t := range tables {
-		st.Tables = append(st.Tables, TableSummary{
+		summary := TableSummary{
 			Schema: t.Table.Schema, Name: t.Table.Name, State: t.State,
 			RowsCopied: t.RowsCopied, BytesCopied: t.BytesCopied, BytesTotal: t.BytesTotal, Format: t.Table.Format(),
-		})
+		}
+		if r, ok := copying.tables[t.Table.ID]; ok {
+			summary.RowsInFlight, summary.BytesInFlight, summary.BytesPerSecond = r.rows, r.inFlight, r.now
+			summary.AverageBytesPerSecond, summary.ETASeconds = r.average(t.BytesCopied), r.left(t.BytesCopied, t.BytesTotal)
+		}
+		st.Tables = append(st.Tables, summary)
 		p.TablePhase[t.State]++
 		p.ByteWeighted.CopiedBytes += t.BytesCopied
 		p.ByteWeighted.TotalBytes += t.BytesTotal
@@ -150,13 +196,13 @@ func (st *Status) addProgress(s *State, tables []TableStatus) {
 	switch {
 	case s.Phase == PhaseReplicating && s.Run == StateRunning && s.SyncedAt != nil && s.SyncedAge > quiet:
 		p.StallDetection = StallDetection{true, fmt.Sprintf("no round was finished for %.0f seconds: is a process running?", s.SyncedAge)}
-	case s.Phase == PhaseCopying:
-		if took := time.Since(s.PhaseAt).Seconds(); took > 1 {
-			p.ThroughputETA.BytesPerSecond = float64(p.ByteWeighted.CopiedBytes) / took
-			if left := p.ByteWeighted.TotalBytes - p.ByteWeighted.CopiedBytes; p.ThroughputETA.BytesPerSecond > 0 {
-				eta := float64(left) / p.ThroughputETA.BytesPerSecond
-				p.ThroughputETA.ETASeconds = &eta
-			}
+	}
+	if s.Phase == PhaseCopying {
+		p.ByteWeighted.InFlightBytes = copying.all.inFlight
+		p.ThroughputETA.AverageBytesPerSecond = copying.all.average(p.ByteWeighted.CopiedBytes)
+		if s.Run == StateRunning {
+			p.ThroughputETA.BytesPerSecond = copying.all.now
+			p.ThroughputETA.ETASeconds = copying.all.left(p.ByteWeighted.CopiedBytes, p.ByteWeighted.TotalBytes)
 		}
 	}
 	reached := map[Phase]int{
