@@ -99,6 +99,8 @@ type copier struct {
 	cfg      CopyConfig
 	captured Position // on which server capture was installed
 	pace     *pace
+	// throttled is what the last event said; used by the goroutine of the throttle alone.
+	throttled bool
 }
 
 func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*copier, error) {
@@ -138,14 +140,18 @@ func (c *copier) run(ctx context.Context, note func(context.Context, float64, st
 	return g.Wait()
 }
 
-// noteThrottle records that the copy is slowed down, or no longer.
+// noteThrottle records that the copy is slowed down, or no longer, and tells when that begins and ends.
 func (c *copier) noteThrottle(ctx context.Context, share float64, reason string) {
 	if err := c.dst.Journal().setThrottle(ctx, share, reason); err != nil && ctx.Err() == nil {
 		c.cfg.Logger.WarnContext(ctx, "the throttle could not be noted", "error", err)
 	}
+	if (reason != "") == c.throttled {
+		return
+	}
+	c.throttled = reason != ""
 	message := "the source is at ease: copying at full speed"
-	if reason != "" {
-		message = fmt.Sprintf("copying at %.0f %% of full speed: %s", share*100, reason)
+	if c.throttled {
+		message = "slowing down the copy: " + reason
 	}
 	notify(c.cfg.OnEvent, Event{Kind: EventThrottle, Phase: PhaseCopying, Message: message})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -268,7 +269,11 @@ func (x *indexer) build(ctx context.Context, t TableStatus, o SchemaObject) erro
 	if err := createObjects(ctx, x.dst, x.cfg.Logger, []SchemaObject{o}, o.Stage); err != nil {
 		return err
 	}
-	notify(x.cfg.OnEvent, Event{Kind: EventObject, Phase: PhaseRebuildingIndexes, Table: t.Table, Took: time.Since(began), Message: o.String() + " built"})
+	message := o.String() + " built"
+	if o.Type == typeValidation {
+		message = strings.TrimPrefix(o.String(), "fk validation ") + " validated"
+	}
+	notify(x.cfg.OnEvent, Event{Kind: EventObject, Phase: PhaseRebuildingIndexes, Table: t.Table, Took: time.Since(began), Message: message})
 	return nil
 }
 

@@ -97,7 +97,7 @@ func TestThrottle(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var events []string
-	p, m, done := slowly(t, 2<<20, func(c *migrator.Config) {
+	p, m, done := slowly(t, 600<<10, func(c *migrator.Config) {
 		c.Copy.Throttle = migrator.ThrottleConfig{ActiveSessions: 2, Latency: time.Hour}
 		c.Copy.OnEvent = func(e migrator.Event) {
 			if e.Kind == migrator.EventThrottle {
@@ -118,13 +118,14 @@ func TestThrottle(t *testing.T) {
 	require.Contains(t, st.Throttle.Reason, "sessions are at work on the source (limit 2)")
 	stop()
 	sessions.Wait()
-	eventually(t, m, "at full speed", func(s *migrator.Status) bool { return s.Throttle == nil })
-	require.NoError(t, <-done)
-	p.requireEqual(t)
+	eventually(t, m, "at full speed", func(s *migrator.Status) bool { return s.Throttle == nil && s.Phase == migrator.PhaseCopying })
+	do(t, m, migrator.CommandAbort)
+	require.ErrorIs(t, <-done, migrator.ErrAborted)
 	mu.Lock()
 	defer mu.Unlock()
 	require.NotEmpty(t, events)
-	require.Contains(t, events[0], "copying at 50 % of full speed")
+	require.Contains(t, events[0], "slowing down the copy: ")
+	require.Contains(t, events[len(events)-1], "full speed")
 }
 
 // An index that cannot be built is reported with its reason, does not keep the others from being built, is not built

@@ -160,11 +160,12 @@ func (h *Heroku) Load(ctx context.Context) (l Load, err error) {
 		          AND pid <> pg_backend_pid()),
 		       coalesce((SELECT extract(epoch FROM max(replay_lag)) FROM pg_stat_replication), 0)::float8`).
 		Scan(&l.ActiveSessions, &lag)
-	began := time.Now()
-	if err == nil {
+	l.Latency, l.ReplicaLag = math.MaxInt64, time.Duration(lag*float64(time.Second))
+	for i := 0; i < 3 && err == nil; i++ { // the best of three: one may have met a hiccup of this machine
+		began := time.Now()
 		_, err = conn.Conn().PgConn().Exec(ctx, `SELECT 1 FROM pg_class WHERE oid = 1259`).ReadAll() // one round trip
+		l.Latency = min(l.Latency, time.Since(began))
 	}
-	l.Latency, l.ReplicaLag = time.Since(began), time.Duration(lag*float64(time.Second))
 	if err != nil {
 		return l, fmt.Errorf("look at the source's load: %w", err)
 	}

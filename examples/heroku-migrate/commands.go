@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,6 +22,8 @@ type program struct {
 	src *migrator.Heroku
 	dst *migrator.PlanetScale
 	log *slog.Logger
+	// drawn tells that somebody looks at a terminal, where progress is drawn.
+	drawn bool
 }
 
 func (p *program) preflight(ctx context.Context) error {
@@ -50,7 +51,7 @@ func (p *program) preflight(ctx context.Context) error {
 
 func (p *program) status(ctx context.Context) error {
 	home := ""
-	if info, err := os.Stdout.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+	if p.drawn {
 		home = "\x1b[H\x1b[2J"
 	}
 	for seen := false; ; seen = true {
@@ -102,10 +103,23 @@ func describe(s *migrator.Status) string {
 	}
 	w := s.ProgressSignals.ByteWeighted
 	fmt.Fprintf(b, "copied    %s of %s (%.0f %%)", size(w.CopiedBytes), size(w.TotalBytes), w.Percent)
-	if eta := s.ProgressSignals.ThroughputETA; eta.ETASeconds != nil && s.State == migrator.StateRunning {
-		fmt.Fprintf(b, ", %s/s, about %s left", size(int64(eta.BytesPerSecond)), duration(*eta.ETASeconds))
+	eta := s.ProgressSignals.ThroughputETA
+	fmt.Fprintf(b, "%s\n", speed(eta.BytesPerSecond, eta.AverageBytesPerSecond, eta.ETASeconds))
+	if s.Throttle != nil {
+		fmt.Fprintf(b, "throttle  at %.0f %% of full speed: %s\n", s.Throttle.Percent, s.Throttle.Reason)
 	}
-	b.WriteString("\n")
+	for _, w := range s.Workers {
+		fmt.Fprintf(b, "copying   %s: %d rows, %s in %s (%s)\n", w.Table, w.Rows, size(w.Bytes), duration(w.Seconds), w.Process)
+	}
+	for _, i := range s.Builds {
+		fmt.Fprintf(b, "building  %s: %s, %.0f %%, %s\n", i.Object, i.Phase, i.Percent, duration(i.Seconds))
+	}
+	if i, f := s.Objects[migrator.StageIndexes], s.Objects[migrator.StageForeign]; s.Phase == migrator.PhaseCopying || s.Phase == migrator.PhaseRebuildingIndexes {
+		fmt.Fprintf(b, "objects   %d of %d indexes and constraints, %d of %d foreign keys and validations\n", i.Done, i.Total, f.Done, f.Total)
+	}
+	for _, f := range s.Failed {
+		fmt.Fprintf(b, "failed    %s: %s; `heroku-migrate run` tries it again\n", f.Object, f.Error)
+	}
 	if s.LagSeconds != nil {
 		fmt.Fprintf(b, "lag       %.1f s\n", *s.LagSeconds)
 	}

@@ -40,9 +40,12 @@ usage: heroku-migrate [flags] command [flags]
   run                     start the migration, or go on where it stands; SIGINT or SIGTERM stops it with its
                           state kept, a second one kills it. run does not switch by itself
       --until WHERE       stop at in-sync, switched or completed (default: go on until completed)
-      --workers N         chunks copied at once (default 4)
-      --chunk-mb N        size of a chunk, in MiB on disk (default 64)
-  copy-worker             share the copy of a run that is alive elsewhere [--workers N]
+      --workers N         chunks copied at once (default: 2 to 8, by what both servers allow)
+      --chunk-mb N        size of a chunk, in MiB on disk (default: 8 to 64, by the size of the database)
+      --max-mb N          copy no more than N MiB per second (default: no limit)
+      --no-throttle       copy at full speed even when the source suffers: by default the copy slows down when
+                          sessions pile up on the source, followers lag or a small query gets slow
+  copy-worker             share the copy of a run that is alive elsewhere [--workers N, --max-mb N, --no-throttle]
   status [--watch]        phase, tables, bytes, rows, lag; --watch: every second, until interrupted
   pause, resume           stop and go on; changes are captured meanwhile
   switch [--force]        let the target take over: the source refuses writes
@@ -83,9 +86,14 @@ type options struct {
 	until          string
 	workers        int
 	chunkMiB       int64
+	maxMiB         int64
+	noThrottle     bool
 	pgDump         string
 	logLevel       slog.Level
 }
+
+// mostWorkers is how many copy workers there are at most unless told otherwise.
+const mostWorkers = 8
 
 // usageError is a mistake in the command line.
 type usageError struct{ text string }
@@ -105,6 +113,8 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.until, "until", "", "")
 	fs.IntVar(&o.workers, "workers", 0, "")
 	fs.Int64Var(&o.chunkMiB, "chunk-mb", 0, "")
+	fs.Int64Var(&o.maxMiB, "max-mb", 0, "")
+	fs.BoolVar(&o.noThrottle, "no-throttle", false, "")
 	fs.StringVar(&o.pgDump, "pg-dump", "", "")
 	fs.TextVar(&o.logLevel, "log-level", o.logLevel, "")
 	for len(args) > 0 {
@@ -150,7 +160,8 @@ func wantsJSON(args []string) bool {
 
 // flagsOf are the flags that only some commands have.
 var flagsOf = map[string][]string{
-	"run": {"until", "workers", "chunk-mb"}, "copy-worker": {"workers"}, "status": {"watch"},
+	"run":         {"until", "workers", "chunk-mb", "max-mb", "no-throttle"},
+	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
 	"switch": {"force"}, "revert": {"force"}, "abort": {"force"},
 	"preflight": nil, "pause": nil, "resume": nil, "complete": nil, "help": nil, "version": nil,
 }
@@ -163,7 +174,7 @@ func (o *options) check(given map[string]bool) error {
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
-	for _, name := range []string{"until", "workers", "chunk-mb", "watch", "force"} {
+	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}
@@ -182,6 +193,9 @@ func (o *options) check(given map[string]bool) error {
 	}
 	if o.chunkMiB < 0 || o.chunkMiB > 1<<20 || (given["chunk-mb"] && o.chunkMiB == 0) {
 		return usageError{"--chunk-mb takes a number from 1 to 1048576"}
+	}
+	if o.maxMiB < 0 || o.maxMiB > 1<<20 || (given["max-mb"] && o.maxMiB == 0) {
+		return usageError{"--max-mb takes a number from 1 to 1048576"}
 	}
 	return nil
 }
@@ -220,7 +234,7 @@ func run(o options, out *output) error {
 	ctx, stop := stoppable(o.command)
 	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
-	conns := max(o.workers, 4) + 4
+	conns := max(o.workers, mostWorkers) + 4
 	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns})
 	if err != nil {
 		return usageError{err.Error()}
@@ -231,12 +245,15 @@ func run(o options, out *output) error {
 		return usageError{err.Error()}
 	}
 	defer closeSoon(dst.Close)
-	copying := migrator.CopyConfig{Workers: o.workers, ChunkBytes: o.chunkMiB << 20}
+	copying := migrator.CopyConfig{
+		Workers: o.workers, ChunkBytes: o.chunkMiB << 20, MaxBytesPerSecond: o.maxMiB << 20,
+		Throttle: migrator.ThrottleConfig{Off: o.noThrottle},
+	}
 	m, err := migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: copying})
 	if err != nil {
 		return err
 	}
-	p := program{options: o, out: out, m: m, src: src, dst: dst, log: log}
+	p := program{options: o, out: out, m: m, src: src, dst: dst, log: log, drawn: !o.json && onTerminal(os.Stdout)}
 	switch o.command {
 	case "preflight":
 		return p.preflight(ctx)

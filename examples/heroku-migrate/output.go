@@ -58,6 +58,13 @@ func (o *output) result(fields map[string]any, text string) {
 	}
 }
 
+// through sends what follows to another writer: bars on a terminal make room for lines only if they know of them.
+func (o *output) through(w io.Writer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.w = w
+}
+
 func (o *output) write(text string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -157,7 +164,15 @@ type redacting struct {
 }
 
 func (r redacting) Write(b []byte) (int, error) {
-	_, err := io.WriteString(r.w, pgurl.Redact(string(b), r.o.secrets...))
+	w := r.w
+	if onTerminal(w) { // which it shares with the lines, and the bars below them
+		r.o.mu.Lock()
+		defer r.o.mu.Unlock()
+		if r.o.w != io.Writer(os.Stdout) {
+			w = r.o.w
+		}
+	}
+	_, err := io.WriteString(w, pgurl.Redact(string(b), r.o.secrets...))
 	return len(b), err
 }
 

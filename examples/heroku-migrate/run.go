@@ -19,9 +19,19 @@ func (p *program) run(ctx context.Context) error {
 		defer close(told)
 		p.tell(ctx, events)
 	}()
+	drawing, stop := context.WithCancel(ctx)
+	drawn := make(chan struct{})
+	go func() {
+		defer close(drawn)
+		if p.drawn {
+			(&live{program: p}).draw(drawing)
+		}
+	}()
 	err := p.m.Run(ctx, migrator.Until(p.until))
 	unsubscribe()
 	<-told
+	stop()
+	<-drawn
 	phase := p.phaseAfter(ctx, err)
 	var message string
 	switch {
@@ -82,7 +92,7 @@ type teller struct {
 	paused  bool
 
 	lastCopy, lastRound time.Time
-	copied, rows        int64
+	rows                int64
 }
 
 // tell prints events, and looks at the journal now and then, until the channel is closed.
@@ -118,7 +128,7 @@ func (t *teller) event(e migrator.Event) {
 		if e.Phase == migrator.PhaseReplicating && t.until != string(migrator.UntilInSync) {
 			t.out.linef("run does not switch by itself: `heroku-migrate switch`, from another terminal")
 		}
-	case migrator.EventWaiting, migrator.EventWarning:
+	case migrator.EventWaiting, migrator.EventWarning, migrator.EventThrottle:
 		t.out.linef("%s: %s", e.Kind, e.Message)
 	case migrator.EventCommand:
 		if name, refused := strings.CutSuffix(e.Message, ": "); refused {
@@ -128,6 +138,10 @@ func (t *teller) event(e migrator.Event) {
 		}
 	case migrator.EventTable:
 		t.out.linef("  %s", e.Message)
+	case migrator.EventObject:
+		if e.Took >= time.Second {
+			t.out.linef("  %s in %s", e.Message, e.Took.Round(100*time.Millisecond))
+		}
 	case migrator.EventRound:
 		t.rows += e.Rows
 	case migrator.EventChunk, migrator.EventSwitched, migrator.EventFailure: // Run returns the failure
@@ -168,7 +182,7 @@ func (t *teller) look(ctx context.Context, s *migrator.State) {
 		}
 	}
 	switch {
-	case paused || t.out.json:
+	case paused || t.out.json || (t.drawn && s.Phase == migrator.PhaseCopying):
 	case s.Phase == migrator.PhaseCopying && time.Since(t.lastCopy) >= copyEvery:
 		t.tellCopy(ctx)
 	case s.Phase == migrator.PhaseReplicating && s.SyncedAt != nil:
@@ -187,33 +201,18 @@ func (t *teller) say(kind migrator.EventKind, message string) {
 }
 
 func (t *teller) tellCopy(ctx context.Context) {
-	tables, err := t.dst.Journal().Tables(ctx)
+	st, err := t.m.Status(ctx)
 	if err != nil {
 		return
 	}
-	var copied, total int64
-	for _, table := range tables {
-		copied += table.BytesCopied
-		total += table.BytesTotal
-	}
-	first, took := t.lastCopy.IsZero(), time.Since(t.lastCopy).Seconds()
-	speed := float64(max(copied-t.copied, 0)) / took
-	t.lastCopy, t.copied = time.Now(), copied
-	if first { // the speed is not known yet
-		return
-	}
-	line := fmt.Sprintf("copied %s of %s (%.0f %%), %s/s", size(copied), size(total), percent(copied, total), size(int64(speed)))
-	if speed > 0 && copied < total {
-		line += ", about " + duration(float64(total-copied)/speed) + " left"
+	t.lastCopy = time.Now()
+	w, eta := st.ProgressSignals.ByteWeighted, st.ProgressSignals.ThroughputETA
+	line := fmt.Sprintf("copied %s of %s (%.0f %%)%s", size(w.CopiedBytes), size(w.TotalBytes), w.Percent,
+		speed(eta.BytesPerSecond, eta.AverageBytesPerSecond, eta.ETASeconds))
+	if n := len(st.Builds); n > 0 {
+		line += fmt.Sprintf("; indexes being built: %d", n)
 	}
 	t.out.linef("%s", line)
-}
-
-func percent(part, whole int64) float64 {
-	if whole == 0 {
-		return 100
-	}
-	return float64(part) / float64(whole) * 100
 }
 
 // duration writes seconds for people.
