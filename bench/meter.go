@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// adoptOrphans makes this process the parent of daemons that tools leave behind, so that their use is counted too.
+func adoptOrphans() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("becoming the parent of orphans: %w", err)
+	}
+	return nil
+}
+
+// meter counts the CPU time and the memory of a tool's processes, with all that they start. Servers are not among
+// them: they run in containers, or were there before.
+type meter struct {
+	before map[int]bool // children that do not belong to the tool
+
+	mu      sync.Mutex
+	roots   map[int]bool          // started by run
+	orphans map[int]time.Duration // daemons, with their CPU time when last seen
+	cpu     time.Duration         // of those that have ended
+	peak    int64                 // bytes
+	errs    []error
+
+	stop    context.CancelFunc
+	stopped chan struct{}
+}
+
+const sampleEvery = 50 * time.Millisecond
+
+func startMeter(ctx context.Context) *meter {
+	ctx, stop := context.WithCancel(ctx)
+	m := &meter{before: map[int]bool{}, roots: map[int]bool{}, orphans: map[int]time.Duration{}, stop: stop, stopped: make(chan struct{})}
+	for _, pid := range children(os.Getpid()) {
+		m.before[pid] = true
+	}
+	go func() {
+		defer close(m.stopped)
+		tick := time.NewTicker(sampleEvery)
+		defer tick.Stop()
+		for {
+			m.sample()
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return m
+}
+
+// start starts a program of the tool. wait has to follow.
+func (m *meter) start(cmd *exec.Cmd) error {
+	m.mu.Lock() // or else a sample takes it for an orphan
+	defer m.mu.Unlock()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	m.roots[cmd.Process.Pid] = true
+	return nil
+}
+
+func (m *meter) wait(cmd *exec.Cmd) error {
+	err := cmd.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// Of the process and of all its children that it has waited for.
+	m.cpu += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return err
+}
+
+// run runs a program of the tool. Its error says what the program said.
+func (m *meter) run(cmd *exec.Cmd) error {
+	said := &bytes.Buffer{}
+	if cmd.Stderr == nil {
+		cmd.Stderr = said
+	}
+	if cmd.Stdout == nil {
+		cmd.Stdout = said
+	}
+	err := m.start(cmd)
+	if err == nil {
+		err = m.wait(cmd)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, lastLines(said.String()))
+	}
+	return nil
+}
+
+func lastLines(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-8):], "\n")
+}
+
+// finish returns the CPU time and the greatest sum, at any one time, of the peak memory of the processes alive.
+func (m *meter) finish() (cpu time.Duration, peak int64, err error) {
+	m.stop()
+	<-m.stopped
+	m.sample()
+	cpu = m.cpu
+	for pid, used := range m.orphans {
+		var status syscall.WaitStatus
+		var usage syscall.Rusage
+		if got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, &usage); err == nil && got == pid {
+			used = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+		}
+		cpu += used
+	}
+	return cpu, m.peak, errors.Join(m.errs...)
+}
+
+func (m *meter) sample() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var sum int64
+	var walk func(pid int)
+	walk = func(pid int) {
+		sum += highWater(pid)
+		for _, child := range children(pid) {
+			walk(child)
+		}
+	}
+	for _, pid := range children(os.Getpid()) {
+		if m.before[pid] {
+			continue
+		}
+		if !m.roots[pid] {
+			if used, ok := cpuTime(pid); ok {
+				m.orphans[pid] = used
+			}
+		}
+		walk(pid)
+	}
+	m.peak = max(m.peak, sum)
+}
+
+// children are the processes that a process has started and that are there still.
+func children(pid int) (pids []int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is good
+	for _, name := range tasks {
+		text, _ := os.ReadFile(name) // gone meanwhile
+		for field := range strings.FieldsSeq(string(text)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids
+}
+
+// highWater is the most memory that a process has had so far, in bytes.
+func highWater(pid int) int64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // gone meanwhile
+	_, rest, found := strings.Cut(string(text), "VmHWM:")
+	fields := strings.Fields(rest)
+	if !found || len(fields) == 0 { // it has ended
+		return 0
+	}
+	kb, _ := strconv.ParseInt(fields[0], 10, 64)
+	return kb << 10
+}
+
+// cpuTime is the CPU time of a process and of its children that have ended.
+func cpuTime(pid int) (time.Duration, bool) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	// The name, in parentheses, may contain anything.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	var ticks int64
+	for _, at := range []int{11, 12, 13, 14} { // utime, stime, cutime, cstime
+		if at < len(fields) {
+			n, _ := strconv.ParseInt(fields[at], 10, 64)
+			ticks += n
+		}
+	}
+	const ticksPerSecond = 100 // USER_HZ, the same on all platforms that matter
+	return time.Duration(ticks) * time.Second / ticksPerSecond, true
+}
