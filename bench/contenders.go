@@ -92,6 +92,9 @@ func (b *bench) measure(ctx context.Context, from *pgtest.Database, run func(con
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, to.Drop(context.WithoutCancel(ctx))) }()
+	if err := plainPassword(ctx, to); err != nil {
+		return nil, err
+	}
 	j := &job{from: from, to: to, sample: &sample{}}
 	if j.tables, err = sizes(ctx, from); err != nil {
 		return nil, err
@@ -126,6 +129,12 @@ func (b *bench) measure(ctx context.Context, from *pgtest.Database, run func(con
 		return nil, err
 	}
 	return s, sameCounts(ctx, from, to, !s.part)
+}
+
+// restart forgets what was measured so far: it was preparation.
+func (j *job) restart(ctx context.Context) {
+	_, _, _ = j.finish()
+	j.meter, j.began = startMeter(ctx), time.Now()
 }
 
 // command is a program of the tool, which finds the passwords of both databases.

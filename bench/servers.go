@@ -43,7 +43,6 @@ type bench struct {
 	migrate        string // the program that is measured
 	db             *pgtest.Database
 	tables         []table // largest first
-	bucardo        *bucardo
 }
 
 // table is a table with rows, as it is on disk.
@@ -97,9 +96,6 @@ func (b *bench) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var errs []error
-	if b.bucardo != nil {
-		errs = append(errs, b.bucardo.close(ctx))
-	}
 	for _, c := range []*pgtest.Cluster{b.source, b.target} {
 		if c != nil {
 			errs = append(errs, c.Close(ctx))
@@ -124,6 +120,9 @@ func total(tables []table) (n int64) {
 func (b *bench) generate(ctx context.Context, script string) (*pgtest.Database, error) {
 	db, err := b.source.CreateSource(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := plainPassword(ctx, db); err != nil {
 		return nil, err
 	}
 	conn, err := pgx.Connect(ctx, db.URL)
@@ -247,6 +246,19 @@ func execute(ctx context.Context, dsn string, statements ...string) error {
 // settle ends what earlier measurements have left to the servers.
 func (b *bench) settle(ctx context.Context) error {
 	return errors.Join(execute(ctx, b.source.AdminURL("postgres"), "CHECKPOINT"), execute(ctx, b.target.AdminURL("postgres"), "CHECKPOINT"))
+}
+
+// plainPassword replaces the database's password, which tries out every special character: Bucardo does not get
+// along with them.
+func plainPassword(ctx context.Context, db *pgtest.Database) error {
+	u, err := url.Parse(db.URL)
+	if err != nil {
+		return err
+	}
+	const password = "bench" // of a throw-away database that only this machine can reach
+	u.User = url.UserPassword(db.Role, password)
+	db.URL = u.String()
+	return execute(ctx, db.AdminURL, fmt.Sprintf("ALTER ROLE %s PASSWORD '%s'", pgx.Identifier{db.Role}.Sanitize(), password))
 }
 
 // passless is a URL for a command line, whose password is in the environment of command.
