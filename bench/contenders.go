@@ -68,11 +68,10 @@ func (s *sample) String() string {
 }
 
 func (b *bench) contenders() []*contender {
-	pgcopydb, bucardo := "", ""
+	pgcopydb, bucardo := "", bucardoMissing()
 	if _, err := exec.LookPath("pgcopydb"); err != nil {
 		pgcopydb = "it is not installed (apt-get install pgcopydb)"
 	}
-	bucardo = bucardoMissing()
 	return []*contender{
 		{name: "floor", of: "floor", run: b.floor(false)},
 		{name: "floor, largest table in 4", of: "floor", run: b.floor(true)},
@@ -120,12 +119,11 @@ func (b *bench) measure(ctx context.Context, from *pgtest.Database, run func(con
 		s.whole = time.Since(j.began)
 	}
 	s.bytes = total(j.tables)
-	var meterErr error
-	s.cpu, s.peak, meterErr = j.finish()
+	s.cpu, s.peak = j.finish()
 	if j.cleanUp != nil {
 		err = errors.Join(err, j.cleanUp(context.WithoutCancel(ctx), j))
 	}
-	if err := errors.Join(err, meterErr); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return s, sameCounts(ctx, from, to, !s.part)
@@ -133,13 +131,14 @@ func (b *bench) measure(ctx context.Context, from *pgtest.Database, run func(con
 
 // restart forgets what was measured so far: it was preparation.
 func (j *job) restart(ctx context.Context) {
-	_, _, _ = j.finish()
+	j.stop()
+	<-j.stopped
 	j.meter, j.began = startMeter(ctx), time.Now()
 }
 
 // command is a program of the tool, which finds the passwords of both databases.
 func (j *job) command(ctx context.Context, program string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, program, args...)
+	cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // the harness says which program
 	cmd.Env = j.env
 	cmd.Dir = j.dir
 	cmd.WaitDelay = 5 * time.Second

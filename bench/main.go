@@ -91,7 +91,7 @@ func run(ctx context.Context, cfg config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.close()) }()
+	defer func() { err = errors.Join(err, b.close()) }() //nolint:contextcheck // it has to happen whatever became of the context
 	r := &report{cfg: cfg, facts: b.facts(ctx)}
 	defer func() { // what was measured until then is worth having, whatever came after
 		fmt.Print("\n", r.markdown())

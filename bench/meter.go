@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,19 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// adoptOrphans makes this process the parent of daemons that tools leave behind, so that their use is counted too.
-func adoptOrphans() error {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("becoming the parent of orphans: %w", err)
-	}
-	return nil
-}
 
 // meter counts the CPU time and the memory of a tool's processes, with all that they start. Servers are not among
 // them: they run in containers, or were there before.
@@ -35,7 +23,6 @@ type meter struct {
 	orphans map[int]time.Duration // daemons, with their CPU time when last seen
 	cpu     time.Duration         // of those that have ended
 	peak    int64                 // bytes
-	errs    []error
 
 	stop    context.CancelFunc
 	stopped chan struct{}
@@ -110,20 +97,18 @@ func lastLines(text string) string {
 }
 
 // finish returns the CPU time and the greatest sum, at any one time, of the peak memory of the processes alive.
-func (m *meter) finish() (cpu time.Duration, peak int64, err error) {
+func (m *meter) finish() (cpu time.Duration, peak int64) {
 	m.stop()
 	<-m.stopped
 	m.sample()
 	cpu = m.cpu
 	for pid, used := range m.orphans {
-		var status syscall.WaitStatus
-		var usage syscall.Rusage
-		if got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, &usage); err == nil && got == pid {
-			used = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+		if all, ended := reap(pid); ended {
+			used = all
 		}
 		cpu += used
 	}
-	return cpu, m.peak, errors.Join(m.errs...)
+	return cpu, m.peak
 }
 
 func (m *meter) sample() {

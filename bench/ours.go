@@ -198,7 +198,7 @@ func dataPhase(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer lead.Release()
+	defer lead.Release() //nolint:contextcheck // it has to happen whatever became of the context
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
 		return err

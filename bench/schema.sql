@@ -82,11 +82,11 @@ INSERT INTO orders (user_id, state, total, placed_at, note)
 SELECT 1 + i * 31 % ceil(150000 * current_setting('bench.scale')::float8)::bigint,
        (ARRAY['new', 'paid', 'sent', 'returned'])[1 + i % 4], (i * 104729 % 100000) / 100.0,
        timestamptz '2022-01-01Z' + i * interval '5 minutes', CASE WHEN i % 9 = 0 THEN 'Please ring twice, ' || md5(i::text) END
-FROM generate_series(1, ceil(250000 * current_setting('bench.scale')::float8)::bigint) i;
+FROM generate_series(1, ceil(300000 * current_setting('bench.scale')::float8)::bigint) i;
 
 INSERT INTO order_lines
 SELECT i, l, 'SKU-' || lpad((1 + (i * 13 + l * 7) % 20000)::text, 8, '0'), 1 + (i + l) % 5, ((i * 37 + l) % 50000) / 100.0
-FROM generate_series(1, ceil(250000 * current_setting('bench.scale')::float8)::bigint) i, generate_series(1, 3) l;
+FROM generate_series(1, ceil(300000 * current_setting('bench.scale')::float8)::bigint) i, generate_series(1, 3) l;
 
 INSERT INTO events (user_id, kind, at, payload)
 SELECT 1 + i * 17 % ceil(150000 * current_setting('bench.scale')::float8)::bigint,
@@ -94,14 +94,14 @@ SELECT 1 + i * 17 % ceil(150000 * current_setting('bench.scale')::float8)::bigin
        jsonb_build_object('session', md5(i::text), 'path', '/products/' || i % 20000, 'referrer', 'https://www.example.com/' || md5((i / 3)::text),
          'agent', 'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36', 'props', jsonb_build_object('position', i % 100,
          'price', (i * 37 % 50000) / 100.0, 'experiment', (ARRAY['a', 'b', 'c'])[1 + i % 3], 'new', i % 2 = 0), 'tags', jsonb_build_array(i % 10, 'tag' || i % 50))
-FROM generate_series(1, ceil(1100000 * current_setting('bench.scale')::float8)::bigint) i;
+FROM generate_series(1, ceil(1050000 * current_setting('bench.scale')::float8)::bigint) i;
 
 -- Neither compressed nor compressible: 20 KB out of line.
 ALTER TABLE documents ALTER body SET STORAGE EXTERNAL;
 INSERT INTO documents
 SELECT md5(i::text)::uuid, 1 + i * 7 % ceil(150000 * current_setting('bench.scale')::float8)::bigint, 'Document ' || i,
        (SELECT string_agg(md5((i * 1000 + k)::text), '') FROM generate_series(1, 640) k)
-FROM generate_series(1, ceil(3000 * current_setting('bench.scale')::float8)::bigint) i;
+FROM generate_series(1, ceil(5000 * current_setting('bench.scale')::float8)::bigint) i;
 
 INSERT INTO visits
 SELECT timestamptz '2024-01-01Z' + (i * 7919 % 31536000) * interval '1 second', i, i % 150000, '/page/' || i % 3000, i % 2000

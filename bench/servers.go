@@ -54,7 +54,7 @@ type table struct {
 
 func newBench(ctx context.Context, cfg config) (_ *bench, err error) {
 	b := &bench{cfg: cfg, began: time.Now()}
-	defer func() {
+	defer func() { //nolint:contextcheck // it has to happen whatever became of the context
 		if err != nil {
 			err = errors.Join(err, b.close())
 		}
@@ -322,7 +322,7 @@ func (b *bench) facts(ctx context.Context) []string {
 }
 
 func firstLine(ctx context.Context, program string, args ...string) string {
-	out, err := exec.CommandContext(ctx, program, args...).Output()
+	out, err := exec.CommandContext(ctx, program, args...).Output() //nolint:gosec // the harness says which program
 	if err != nil {
 		return err.Error()
 	}
