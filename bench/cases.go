@@ -53,7 +53,7 @@ func (b *bench) delay(ctx context.Context, r *report) error {
 			if err != nil {
 				return err
 			}
-			d.whole = s.whole
+			d.whole, d.phases = s.whole, s.note
 			b.sayf("round %d: delay %-5v %s; last chunk of the large tables after %.1f s of copying, of all after %.1f s", round+1, delay, s, d.large.Seconds(), d.data.Seconds())
 			if far {
 				r.far = append(r.far, d)
@@ -66,7 +66,11 @@ func (b *bench) delay(ctx context.Context, r *report) error {
 }
 
 // delayed is one of our copies through the proxies.
-type delayed struct{ whole, data, large time.Duration }
+type delayed struct {
+	whole       time.Duration
+	data, large time.Duration // until the last chunk of all tables, of the large ones
+	phases      string
+}
 
 // kill ends our process at half of the bytes, and starts it again.
 func (b *bench) kill(ctx context.Context, r *report) error {

@@ -19,9 +19,9 @@ type meter struct {
 	before map[int]bool // children that do not belong to the tool
 
 	mu      sync.Mutex
-	roots   map[int]bool          // started by run
-	orphans map[int]time.Duration // daemons, with their CPU time when last seen
-	cpu     time.Duration         // of those that have ended
+	roots   map[int]bool          // started by start
+	daemons map[int]time.Duration // left behind, with all that they start: the CPU time of each when last seen
+	cpu     time.Duration         // of the roots, and of what they have waited for
 	peak    int64                 // bytes
 
 	stop    context.CancelFunc
@@ -32,7 +32,7 @@ const sampleEvery = 50 * time.Millisecond
 
 func startMeter(ctx context.Context) *meter {
 	ctx, stop := context.WithCancel(ctx)
-	m := &meter{before: map[int]bool{}, roots: map[int]bool{}, orphans: map[int]time.Duration{}, stop: stop, stopped: make(chan struct{})}
+	m := &meter{before: map[int]bool{}, roots: map[int]bool{}, daemons: map[int]time.Duration{}, stop: stop, stopped: make(chan struct{})}
 	for _, pid := range children(os.Getpid()) {
 		m.before[pid] = true
 	}
@@ -102,11 +102,9 @@ func (m *meter) finish() (cpu time.Duration, peak int64) {
 	<-m.stopped
 	m.sample()
 	cpu = m.cpu
-	for pid, used := range m.orphans {
-		if all, ended := reap(pid); ended {
-			used = all
-		}
+	for pid, used := range m.daemons {
 		cpu += used
+		reap(pid)
 	}
 	return cpu, m.peak
 }
@@ -115,23 +113,20 @@ func (m *meter) sample() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var sum int64
-	var walk func(pid int)
-	walk = func(pid int) {
+	var walk func(pid int, daemon bool)
+	walk = func(pid int, daemon bool) {
 		sum += highWater(pid)
+		if used, ok := cpuTime(pid); daemon && ok {
+			m.daemons[pid] = used
+		}
 		for _, child := range children(pid) {
-			walk(child)
+			walk(child, daemon)
 		}
 	}
 	for _, pid := range children(os.Getpid()) {
-		if m.before[pid] {
-			continue
+		if !m.before[pid] {
+			walk(pid, !m.roots[pid])
 		}
-		if !m.roots[pid] {
-			if used, ok := cpuTime(pid); ok {
-				m.orphans[pid] = used
-			}
-		}
-		walk(pid)
 	}
 	m.peak = max(m.peak, sum)
 }
@@ -162,7 +157,8 @@ func highWater(pid int) int64 {
 	return kb << 10
 }
 
-// cpuTime is the CPU time of a process and of its children that have ended.
+// cpuTime is the CPU time of a process, without its children: one that ignores SIGCHLD, as Bucardo does, is not
+// told theirs.
 func cpuTime(pid int) (time.Duration, bool) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -171,7 +167,7 @@ func cpuTime(pid int) (time.Duration, bool) {
 	// The name, in parentheses, may contain anything.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	var ticks int64
-	for _, at := range []int{11, 12, 13, 14} { // utime, stime, cutime, cstime
+	for _, at := range []int{11, 12} { // utime, stime
 		if at < len(fields) {
 			n, _ := strconv.ParseInt(fields[at], 10, 64)
 			ticks += n

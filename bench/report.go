@@ -121,10 +121,10 @@ func (r *report) cases(b *strings.Builder) {
 			continue
 		}
 		if c.name == "without delay" {
-			b.WriteString("\n| ours through two proxies | whole, s | last chunk, s of copying | last chunk of the large tables |\n| --- | --- | --- | --- |\n")
+			b.WriteString("\n| ours through two proxies | whole, s | last chunk, s of copying | last chunk of the large tables | of the last round |\n| --- | --- | --- | --- | --- |\n")
 		}
-		fmt.Fprintf(b, "| %s | %.1f | %.1f | %.1f |\n", c.name, seconds(c.of, func(d delayed) time.Duration { return d.whole }),
-			seconds(c.of, func(d delayed) time.Duration { return d.data }), seconds(c.of, func(d delayed) time.Duration { return d.large }))
+		fmt.Fprintf(b, "| %s | %.1f | %.1f | %.1f | %s |\n", c.name, seconds(c.of, func(d delayed) time.Duration { return d.whole }),
+			seconds(c.of, func(d delayed) time.Duration { return d.data }), seconds(c.of, func(d delayed) time.Duration { return d.large }), c.of[len(c.of)-1].phases)
 	}
 	if len(r.killed) > 0 {
 		fmt.Fprintf(b, "\nKilled at half of the bytes and started again: %.1f s in all; uninterrupted %.1f s.\n", seconds(r.killed, same), seconds(r.unbroken, same))
