@@ -48,6 +48,10 @@ matrix: setup ## run the tests for every supported pair of Postgres versions
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all passed"
 
+.PHONY: bench
+bench: setup ## measure the initial copy against other tools (SCALE, ROUNDS, ONLY; see bench/README.md)
+	go run ./bench
+
 .PHONY: build
 build: ## build the example programs into bin/, statically
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./examples/...

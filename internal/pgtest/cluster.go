@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -40,6 +41,8 @@ type Options struct {
 	// Settings are server settings that replace or extend the usual ones, for
 	// instance {"fsync": "on"} for the default durability.
 	Settings map[string]string
+	// Backend is how the server is run: docker, binaries, or, if empty, what PGTEST_BACKEND says.
+	Backend string
 }
 
 // Cluster is a running Postgres server of one major version.
@@ -86,7 +89,7 @@ func StartWith(ctx context.Context, version int, opts Options) (*Cluster, error)
 	c := &Cluster{Version: version, password: randomPassword(), log: &tailBuffer{}}
 
 	start := startContainer
-	switch backend := os.Getenv("PGTEST_BACKEND"); backend {
+	switch backend := cmp.Or(opts.Backend, os.Getenv("PGTEST_BACKEND")); backend {
 	case "", "docker":
 		if err := dockerAvailable(ctx); err != nil {
 			if backend == "docker" {
