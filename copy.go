@@ -43,6 +43,9 @@ const (
 // derived fills in what depends on the servers.
 func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 	c.Logger = logger
+	if c.BufferBytes <= 0 {
+		c.BufferBytes = 1 << 20
+	}
 	if c.Workers <= 0 {
 		c.Workers = min(max(2, min(src.ParallelWorkers, dst.ParallelWorkers)/2), 8)
 	}
@@ -297,9 +300,14 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 		if !c.captured.SameServer(snap.Position()) {
 			return 0, ErrFailedOver
 		}
-		counted := &countingWriter{w: c.pace.writer(ctx, w)}
+		ahead := newReadAhead(c.pace.writer(ctx, w), c.cfg.BufferBytes)
+		counted := &countingWriter{w: ahead}
 		n, err := snap.CopyChunk(ctx, t, chunk, counted)
 		rows, bytes = n, counted.n
+		shut() // before the target has taken the rest
+		if closeErr := ahead.Close(); err == nil {
+			err = closeErr
+		}
 		return n, err
 	})
 	cancel()

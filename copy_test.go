@@ -1,6 +1,7 @@
 package migrator_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -163,6 +164,24 @@ func TestTableRewrittenInTheMiddleOfTheCopy(t *testing.T) {
 	require.GreaterOrEqual(t, warnings, 3, "it says so")
 	w.indexed(t)
 	w.requireSame(t)
+}
+
+// I2: a snapshot from before a rewriting ALTER sees nothing in the new file, even with a plan made after it.
+func TestSnapshotOlderThanThePlan(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, wideTable, wideRows).captured(t)
+	old := w.snapshot(t)
+	w.sql(t, `ALTER TABLE wide SET UNLOGGED`)
+	cat, err := w.src.Catalog(t.Context())
+	require.NoError(t, err)
+	chunk := migrator.PlanChunks(cat.Tables[0], 1<<30)[0]
+	var rows bytes.Buffer
+	_, err = old.CopyChunk(t.Context(), cat.Tables[0], &chunk, &rows)
+	require.ErrorIs(t, err, migrator.ErrRewritten)
+	require.Zero(t, rows.Len())
+	n, err := w.snapshot(t).CopyChunk(t.Context(), cat.Tables[0], &chunk, &rows)
+	require.NoError(t, err)
+	require.Positive(t, n)
 }
 
 // I2: the copy of an inheritance parent starts over without the children, whose chunks are done.
