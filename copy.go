@@ -312,7 +312,7 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 	})
 	cancel()
 	if !waited {
-		<-opened
+		_ = <-opened // it was in vain
 		shut()
 	}
 	<-closed

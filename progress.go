@@ -94,7 +94,7 @@ func (j *Journal) copyProgress(ctx context.Context, tables []TableStatus) (*copy
 		var id int64
 		var seconds float64
 		_, err := pgx.ForEachRow(rows, []any{&id, &seconds}, func() error {
-			if r, ok := p.tables[uint32(id)]; ok { //nolint:gosec // an OID
+			if r, ok := p.tables[uint32(id)]; ok {
 				r.active = seconds
 			} else {
 				p.all.active = seconds
@@ -109,7 +109,7 @@ func (j *Journal) copyProgress(ctx context.Context, tables []TableStatus) (*copy
 		var c finishedChunk
 		var id int64
 		_, err := pgx.ForEachRow(rows, []any{&id, &c.bytes, &c.began, &c.done}, func() error {
-			c.table = uint32(id) //nolint:gosec // an OID
+			c.table = uint32(id)
 			recent = append(recent, c)
 			return nil
 		})

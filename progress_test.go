@@ -2,9 +2,7 @@ package migrator_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -143,7 +141,7 @@ func TestFailedIndexIsReportedAndRetried(t *testing.T) {
 	m := p.migrator(t)
 	err := m.Run(withTimeout(t, time.Minute), migrator.UntilInSync)
 	failed := new(migrator.ObjectError)
-	require.True(t, errors.As(err, &failed), "%v", err)
+	require.ErrorAs(t, err, &failed)
 	require.Contains(t, err.Error(), "not on this server")
 	st, err := m.Status(t.Context())
 	require.NoError(t, err)
@@ -174,7 +172,7 @@ func TestForeignKeyThatRowsViolate(t *testing.T) {
 	m := p.migrator(t)
 	err = m.Run(withTimeout(t, time.Minute), migrator.UntilInSync)
 	require.ErrorContains(t, err, "to_parent")
-	require.True(t, strings.Contains(err.Error(), "fk validation"), "%v", err)
+	require.Contains(t, err.Error(), "fk validation")
 	p.sql(t, `INSERT INTO parent VALUES (1)`)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	require.Equal(t, int64(1), count(t, p.target.Connect(t), `SELECT count(*) FROM pg_constraint WHERE conname = 'to_parent' AND convalidated`))

@@ -88,11 +88,12 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 		owner := owners[e.Type+"\x00"+e.Schema+"\x00"+e.Name]
 		objects = append(objects, o.placed(e.Section, owner))
 	}
-	for i := range objects { // in the order of the dump, which is that of their dependencies
-		follow, ok := objects[i].split()
-		if ok {
-			follow.ID = len(objects) + 1
-			objects = append(objects, follow)
+	for i, o := range objects { // in the order of the dump, which is that of their dependencies
+		first, rest := o.split()
+		objects[i] = first
+		if rest.Type != "" {
+			rest.ID = len(objects) + 1
+			objects = append(objects, rest)
 		}
 	}
 	return objects, nil
@@ -106,26 +107,23 @@ const (
 
 // split takes from an object the part of its work that takes long, if there is such a part, and returns it as one
 // that is to follow.
-func (o *SchemaObject) split() (SchemaObject, bool) {
-	follow := SchemaObject{Schema: o.Schema, Name: o.Name, Table: o.Table, State: ObjectPending}
+func (o SchemaObject) split() (first, rest SchemaObject) {
+	rest = SchemaObject{Schema: o.Schema, Name: o.Name, Table: o.Table, State: ObjectPending}
 	switch o.Type {
 	case "MATERIALIZED VIEW":
 		name := Relation{Schema: o.Schema, Name: o.Name}.Ident()
-		follow.Stage, follow.Type = StageFinish, typeViewData
-		follow.SQL = "REFRESH MATERIALIZED VIEW " + name + ";\nANALYZE " + name
-		return follow, true
+		rest.Stage, rest.Type = StageFinish, typeViewData
+		rest.SQL = "REFRESH MATERIALIZED VIEW " + name + ";\nANALYZE " + name
 	case "FK CONSTRAINT":
 		// Partitioned tables, which are written without ONLY, cannot have foreign keys that are not valid.
 		sql := strings.TrimRight(o.SQL, "; \n")
-		if !strings.Contains(sql, "ALTER TABLE ONLY ") || strings.HasSuffix(sql, "NOT VALID") || strings.HasSuffix(sql, "NOT ENFORCED") || o.Undo == "" {
-			return follow, false
+		if strings.Contains(sql, "ALTER TABLE ONLY ") && !strings.HasSuffix(sql, "NOT VALID") && !strings.HasSuffix(sql, "NOT ENFORCED") && o.Undo != "" {
+			o.SQL = sql + " NOT VALID;"
+			rest.Stage, rest.Type = o.Stage, typeValidation
+			rest.SQL = strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1)
 		}
-		o.SQL = sql + " NOT VALID;"
-		follow.Stage, follow.Type = o.Stage, typeValidation
-		follow.SQL = strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1)
-		return follow, true
 	}
-	return follow, false
+	return o, rest
 }
 
 // objectOwner says to which table an object belongs, and how to take it away.

@@ -51,7 +51,7 @@ func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
 // it, since the server behind the address may have changed.
 func (s *herokuSnapshot) begin(ctx context.Context, trimmed string) error {
 	var batch pgx.Batch
-	batch.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	batch.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 	batch.Queue(`
 		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
 		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8`).

@@ -193,8 +193,7 @@ func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgr
 		st.LagSeconds, p.ReplicationDelay.Seconds = &lag, &lag
 	}
 	const quiet = 60
-	switch {
-	case s.Phase == PhaseReplicating && s.Run == StateRunning && s.SyncedAt != nil && s.SyncedAge > quiet:
+	if s.Phase == PhaseReplicating && s.Run == StateRunning && s.SyncedAt != nil && s.SyncedAge > quiet {
 		p.StallDetection = StallDetection{true, fmt.Sprintf("no round was finished for %.0f seconds: is a process running?", s.SyncedAge)}
 	}
 	if s.Phase == PhaseCopying {

@@ -183,5 +183,5 @@ func (l *live) clear() {
 // onTerminal tells whether somebody looks at w.
 func onTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor
+	return ok && term.IsTerminal(int(f.Fd()))
 }
