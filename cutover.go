@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -186,7 +187,11 @@ func refreshViews(ctx context.Context, dst Target, cfg CutoverConfig) error {
 
 func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig) (*SwitchReport, error) {
 	report := &SwitchReport{}
-	began, err := raiseFence(ctx, src, r, cfg, report)
+	cat, err := src.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	began, err := raiseFence(ctx, src, r, slices.Concat(r.live, cat.Columnless), cfg, report)
 	if err != nil {
 		return nil, err
 	}
@@ -245,14 +250,14 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 }
 
 // raiseFence tries until the fence is up. It returns the moment at which the try that succeeded began.
-func raiseFence(ctx context.Context, src Source, r *replicator, cfg CutoverConfig, report *SwitchReport) (time.Time, error) {
+func raiseFence(ctx context.Context, src Source, r *replicator, tables []*Table, cfg CutoverConfig, report *SwitchReport) (time.Time, error) {
 	deadline := time.Now().Add(cfg.FenceTimeout)
 	for {
 		report.FenceAttempts++
-		err := src.PrepareFence(ctx, r.live)
+		err := src.PrepareFence(ctx, tables)
 		began := time.Now()
 		if err == nil {
-			err = src.Fence(ctx, r.live)
+			err = src.Fence(ctx, tables)
 		}
 		if err == nil || !errors.Is(err, ErrBusy) || ctx.Err() != nil {
 			return began, err

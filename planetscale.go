@@ -193,7 +193,11 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, er
 
 // copyInto streams rows into a table, whose partitions sort themselves out.
 func copyInto(ctx context.Context, tx pgx.Tx, t *Table, r io.Reader) (int64, error) {
-	n, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN (FORMAT %s)`, t.Ident(), t.copied(""), t.Format()), r)
+	columns := t.copied("")
+	if columns != "" { // COPY has no form for none; without a list, it means all that are not generated
+		columns = "(" + columns + ")"
+	}
+	n, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), columns, t.Format()), r)
 	if err != nil {
 		return n, fmt.Errorf("write %s: %w", t, err)
 	}

@@ -137,6 +137,9 @@ type Claim struct {
 type Catalog struct {
 	Tables    []*Table
 	Sequences []Relation
+	// Columnless are tables without columns. Their rows have no key and nothing to copy, only a number, so
+	// they have to be empty (Rows is 0), and are kept so by the fence; their definitions are carried over.
+	Columnless []*Table
 }
 
 // Relation names a relation.
@@ -220,13 +223,9 @@ func (t *Table) Only() string {
 // copied returns the quoted columns that are copied, each with the prefix: generated ones are
 // computed again by the target.
 func (t *Table) copied(prefix string) string {
-	return t.columns(prefix, false)
-}
-
-func (t *Table) columns(prefix string, generated bool) string {
 	var b []string
 	for _, c := range t.Columns {
-		if generated || !c.Generated {
+		if !c.Generated {
 			b = append(b, prefix+quoteName(c.Name))
 		}
 	}
