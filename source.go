@@ -106,6 +106,14 @@ type Snapshot interface {
 	// Digest summarises the table's rows, so that two databases can be compared.
 	Digest(ctx context.Context, table *Table) (Digest, error)
 
+	// LargeObjects writes one line for each piece of each large object, in COPY text format: the object's OID,
+	// the piece's offset, its length, its SHA-256 and, with the first piece, the object's comment.
+	LargeObjects(ctx context.Context, w io.Writer) (pieces int64, err error)
+
+	// CopyLargeObjects writes these pieces, in COPY binary format: OID, offset, content. Objects that do not
+	// exist are left out.
+	CopyLargeObjects(ctx context.Context, pieces []LargeObjectPiece, w io.Writer) (n int64, err error)
+
 	// Close ends the snapshot.
 	Close(ctx context.Context) error
 }
