@@ -76,7 +76,7 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 		if err != nil {
 			return err
 		}
-		cat.Tables, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Table, error) {
+		tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Table, error) {
 			var text []byte
 			if err := row.Scan(&text); err != nil {
 				return nil, err
@@ -86,6 +86,16 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 		})
 		if err != nil {
 			return err
+		}
+		for _, t := range tables {
+			if len(t.Columns) > 0 {
+				cat.Tables = append(cat.Tables, t)
+				continue
+			}
+			cat.Columnless = append(cat.Columnless, t)
+			if err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM `+t.Only()+` LIMIT 1) AS r`).Scan(&t.Rows); err != nil {
+				return err
+			}
 		}
 		cat.Sequences, err = listSequences(ctx, tx)
 		return err

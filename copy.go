@@ -312,8 +312,11 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 	})
 	cancel()
 	if !waited {
-		_ = <-opened // it was in vain
-		shut()
+		if err := <-opened; err == nil { // in vain
+			shut()
+		} else {
+			close(closed)
+		}
 	}
 	<-closed
 	return chunk, rows, bytes, err

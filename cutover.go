@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -18,7 +19,7 @@ type CutoverConfig struct {
 	// writes for three seconds at most. Default: 60 s.
 	FenceTimeout time.Duration
 	// DrainTimeout is how long the last rounds may take behind the fence. After it, the fence is lifted
-	// and nothing has happened. Default: 60 s.
+	// and nothing has happened. Twice the time that comparing the large objects took before is added. Default: 60 s.
 	DrainTimeout time.Duration
 	// Force switches in spite of reasons that can be overridden; reverts in spite of rows written on the target.
 	Force  bool
@@ -53,6 +54,7 @@ type SwitchReport struct {
 	Finish        time.Duration `json:"finish_ns"`
 	RowsDrained   int64         `json:"rows_drained"`
 	Sequences     int           `json:"sequences"`
+	LargeObjects  int64         `json:"large_objects,omitempty"`
 }
 
 func (r SwitchReport) encode() (string, error) {
@@ -113,6 +115,11 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err := refreshViews(ctx, dst, cfg); err != nil {
 		return nil, err
 	}
+	large, err := prepareLargeObjects(ctx, src, dst, cfg)
+	if err != nil {
+		return nil, err
+	}
+	cfg.DrainTimeout += 2 * large.Comparing
 	if err := dst.PrepareSwitch(ctx, r.live, src.Touch); err != nil {
 		return nil, err
 	}
@@ -186,7 +193,11 @@ func refreshViews(ctx context.Context, dst Target, cfg CutoverConfig) error {
 
 func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig) (*SwitchReport, error) {
 	report := &SwitchReport{}
-	began, err := raiseFence(ctx, src, r, cfg, report)
+	cat, err := src.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	began, err := raiseFence(ctx, src, r, slices.Concat(r.live, cat.Columnless), cfg, report)
 	if err != nil {
 		return nil, err
 	}
@@ -213,6 +224,11 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 			break
 		}
 	}
+	large, err := finishLargeObjects(drain, src, dst)
+	if err != nil {
+		return fail(err)
+	}
+	report.LargeObjects = large.Objects
 	report.Drain = time.Since(began) - report.Fence
 	snap, err := src.Snapshot(drain)
 	if err != nil {
@@ -245,14 +261,14 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 }
 
 // raiseFence tries until the fence is up. It returns the moment at which the try that succeeded began.
-func raiseFence(ctx context.Context, src Source, r *replicator, cfg CutoverConfig, report *SwitchReport) (time.Time, error) {
+func raiseFence(ctx context.Context, src Source, r *replicator, tables []*Table, cfg CutoverConfig, report *SwitchReport) (time.Time, error) {
 	deadline := time.Now().Add(cfg.FenceTimeout)
 	for {
 		report.FenceAttempts++
-		err := src.PrepareFence(ctx, r.live)
+		err := src.PrepareFence(ctx, tables)
 		began := time.Now()
 		if err == nil {
-			err = src.Fence(ctx, r.live)
+			err = src.Fence(ctx, tables)
 		}
 		if err == nil || !errors.Is(err, ErrBusy) || ctx.Err() != nil {
 			return began, err
@@ -290,6 +306,11 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) erro
 	tables := make([]*Table, len(statuses))
 	for i, s := range statuses {
 		tables[i] = s.Table
+	}
+	if !cfg.Force {
+		if err := largeObjectsBlockRevert(ctx, src, dst); err != nil {
+			return err
+		}
 	}
 	if err := dst.Journal().SetPending(ctx, CommandRevert); err != nil {
 		return err

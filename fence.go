@@ -159,7 +159,9 @@ type writer struct {
 	description string
 }
 
-// openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age.
+// openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age. So may
+// those that have used large objects: writers and readers lock pg_largeobject (2613) alike, and whoever drops an
+// object locks that.
 func (h *Heroku) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
 	rows, err := h.pool.Query(ctx, `
 		SELECT l.virtualtransaction, min(coalesce(
@@ -167,9 +169,10 @@ func (h *Heroku) openWriters(ctx context.Context, ids []uint32, age time.Duratio
 		              round(extract(epoch FROM clock_timestamp() - a.xact_start))),
 		       format('prepared transaction %s', (SELECT string_agg(p.gid, ', ') FROM pg_prepared_xacts p WHERE p.database = current_database()))))
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-		WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-		  AND l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p)
+		  AND ((l.locktype = 'object' AND l.classid = 2613) OR (l.locktype = 'relation' AND (l.relation IN (2613, 2995) OR
+		       l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p))))
 		  AND l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.backend_type, '') <> 'autovacuum worker'
 		  AND ($2 = 0 OR a.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2))
 		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process

@@ -50,10 +50,14 @@ func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) 
 	if err != nil {
 		return err
 	}
-	if _, err := r.round(ctx); err != nil {
+	stats, err := r.round(ctx)
+	if err != nil {
 		return err
 	}
 	if err := x.foreignKeys(ctx); err != nil {
+		return err
+	}
+	if err := x.analyzeChanged(ctx, tables, stats.changes); err != nil {
 		return err
 	}
 	return createObjects(ctx, dst, x.cfg.Logger, x.objects, StageFinish)
@@ -242,6 +246,23 @@ func (x *indexer) oneByOne(ctx context.Context, t TableStatus, objects []SchemaO
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// analyzeChanged collects the statistics again of tables that the round made others: it may have brought all of their rows.
+func (x *indexer) analyzeChanged(ctx context.Context, tables []TableStatus, changes []RoundChange) error {
+	copied := map[uint32]int64{}
+	for _, t := range tables {
+		copied[t.Table.ID] = t.RowsCopied
+	}
+	const tenth = 10 // autovacuum's own measure
+	for _, c := range changes {
+		if c.Rows*tenth > copied[c.Table.ID] {
+			if err := x.dst.Analyze(ctx, c.Table); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // slot runs fn when fewer than Workers others run.

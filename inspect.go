@@ -86,12 +86,6 @@ var sourceChecks = []check{
 		"COMMIT PREPARED or ROLLBACK PREPARED them.",
 	},
 	{
-		"large_objects", SeverityBlocker,
-		`SELECT count(*)::text FROM pg_largeobject_metadata HAVING count(*) > 0`,
-		"The database holds %s large objects, which this version does not move.",
-		"Move them into bytea columns, or remove them (vacuumlo removes orphans).",
-	},
-	{
 		"extension_tables", SeverityWarning,
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_extension e CROSS JOIN unnest(e.extconfig) AS t(oid)
 		 JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r' JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1`,
@@ -220,7 +214,7 @@ func (h *Heroku) Inspect(ctx context.Context) ([]Finding, error) {
 	h.mu.Lock()
 	claimed := h.claim.Migration != ""
 	h.mu.Unlock()
-	for _, c := range sourceChecks {
+	for _, c := range slices.Concat(sourceChecks, largeObjectChecks) {
 		if c.sql == "" || (c.name == "leftovers" && claimed) {
 			continue
 		}
@@ -257,6 +251,11 @@ func inspectTables(cat *Catalog) []Finding {
 		rows += t.Rows
 	}
 	f := sourceChecks[0].findings(noKey)
+	for _, t := range cat.Columnless {
+		if t.Rows > 0 {
+			f = append(f, Finding{Check: "columnless_tables", Severity: SeverityBlocker, Message: columnlessRows(t)})
+		}
+	}
 	return append(f, Finding{
 		Check: "tables", Severity: SeverityInfo,
 		Message: fmt.Sprintf("%d tables with about %d rows in %s, and %d sequences, will be moved.", len(cat.Tables), rows, bytesText(bytes), len(cat.Sequences)),
@@ -318,7 +317,8 @@ var targetChecks = []check{
 		"target_empty", SeverityBlocker,
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't'
-		   AND n.nspname NOT IN ('pscale_extensions') AND` + userRelations + ` ORDER BY 1`,
+		   AND n.nspname NOT IN ('pscale_extensions') AND` + userRelations + `
+		 UNION ALL SELECT format('%s large objects', count(*)) FROM pg_largeobject_metadata HAVING count(*) > 0 ORDER BY 1`,
 		"The target is not empty: %s.",
 		"Use a fresh database or branch, so that nothing of it can be overwritten or mixed up.",
 	},

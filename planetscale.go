@@ -238,7 +238,11 @@ func (j *Journal) commitChunk(ctx context.Context, conn *pgx.Conn, chunk *Chunk,
 
 // copyInto streams rows into a table, whose partitions sort themselves out.
 func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64, error) {
-	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s (%s) FROM STDIN (FORMAT %s)`, t.Ident(), t.copied(""), t.Format()), r)
+	columns := t.copied("")
+	if columns != "" { // COPY has no form for none; without a list, it means all that are not generated
+		columns = "(" + columns + ")"
+	}
+	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), columns, t.Format()), r)
 	if err != nil {
 		return n, fmt.Errorf("write %s: %w", t, err)
 	}

@@ -63,8 +63,9 @@ type acknowledged struct {
 
 // roundStats tells what a round did.
 type roundStats struct {
-	rows int64 // entries of the change log
-	took time.Duration
+	rows    int64 // entries of the change log
+	changes []RoundChange
+	took    time.Duration
 }
 
 func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateConfig) (*replicator, error) {
@@ -173,7 +174,7 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 		r.acknowledge(tables)
 	}
 	closeSnapshot(ctx, snap) // a trim must not wait for it; closing twice does no harm
-	stats.took = time.Since(began)
+	stats.took, stats.changes = time.Since(began), round.Changes
 	if len(round.Changes) > 0 {
 		notify(r.cfg.OnEvent, Event{Kind: EventRound, Phase: PhaseReplicating, Rows: stats.rows, Took: stats.took})
 	}

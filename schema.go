@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/heroku-migrator/migrator/internal/pgdump"
 	"github.com/heroku-migrator/migrator/internal/pgurl"
 )
@@ -88,13 +90,22 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 		owner := owners[e.Type+"\x00"+e.Schema+"\x00"+e.Name]
 		objects = append(objects, o.placed(e.Section, owner))
 	}
-	for i, o := range objects { // in the order of the dump, which is that of their dependencies
-		first, rest := o.split()
-		objects[i] = first
-		if rest.Type != "" {
-			rest.ID = len(objects) + 1
-			objects = append(objects, rest)
+	for i, o := range objects {
+		if adding, validation, ok := o.unvalidated(); ok {
+			validation.ID = len(objects) + 1
+			objects[i] = adding
+			objects = append(objects, validation)
 		}
+	}
+	views, err := h.viewOrder(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dump the schema: %w", err)
+	}
+	for _, v := range views {
+		objects = append(objects, SchemaObject{
+			ID: len(objects) + 1, Stage: StageFinish, Type: typeViewData, Schema: v.Schema, Name: v.Name, State: ObjectPending,
+			SQL: fmt.Sprintf("REFRESH MATERIALIZED VIEW %[1]s; ANALYZE %[1]s", v.Ident()), // nothing else would collect its statistics soon
+		})
 	}
 	return objects, nil
 }
@@ -105,25 +116,44 @@ const (
 	typeValidation = "FK VALIDATION"          // looks whether all rows satisfy a foreign key
 )
 
-// split takes from an object the part of its work that takes long, if there is such a part, and returns it as one
-// that is to follow.
-func (o SchemaObject) split() (first, rest SchemaObject) {
-	rest = SchemaObject{Schema: o.Schema, Name: o.Name, Table: o.Table, State: ObjectPending}
-	switch o.Type {
-	case "MATERIALIZED VIEW":
-		name := Relation{Schema: o.Schema, Name: o.Name}.Ident()
-		rest.Stage, rest.Type = StageFinish, typeViewData
-		rest.SQL = "REFRESH MATERIALIZED VIEW " + name + ";\nANALYZE " + name
-	case "FK CONSTRAINT":
-		// Partitioned tables, which are written without ONLY, cannot have foreign keys that are not valid.
-		sql := strings.TrimRight(o.SQL, "; \n")
-		if strings.Contains(sql, "ALTER TABLE ONLY ") && !strings.HasSuffix(sql, "NOT VALID") && !strings.HasSuffix(sql, "NOT ENFORCED") && o.Undo != "" {
-			o.SQL = sql + " NOT VALID;"
-			rest.Stage, rest.Type = o.Stage, typeValidation
-			rest.SQL = strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1)
-		}
+// unvalidated cuts a foreign key in two: one that is added without a look at the rows, and its validation.
+// Partitioned tables, which are written without ONLY, cannot have such.
+func (o SchemaObject) unvalidated() (adding, validation SchemaObject, ok bool) {
+	sql := strings.TrimRight(o.SQL, "; \n")
+	if o.Type != "FK CONSTRAINT" || o.Undo == "" || !strings.Contains(sql, "ALTER TABLE ONLY ") ||
+		strings.HasSuffix(sql, "NOT VALID") || strings.HasSuffix(sql, "NOT ENFORCED") {
+		return o, validation, false
 	}
-	return o, rest
+	validation = SchemaObject{
+		Stage: o.Stage, Type: typeValidation, Schema: o.Schema, Name: o.Name, Table: o.Table, State: ObjectPending,
+		SQL: strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1),
+	}
+	o.SQL = sql + " NOT VALID;"
+	return o, validation, true
+}
+
+// viewOrder lists materialised views, each after those that it reads: it uses more of them than any of these does. The
+// dump's order is another one, since a view may stand in it before what it reads.
+func (h *Heroku) viewOrder(ctx context.Context) ([]Relation, error) {
+	rows, err := h.pool.Query(ctx, `
+		WITH RECURSIVE used(view, classid, objid) AS (
+			SELECT oid, 'pg_class'::regclass::oid, oid FROM pg_class WHERE relkind = 'm'
+			UNION
+			SELECT u.view, d.refclassid, d.refobjid
+			FROM used u LEFT JOIN pg_rewrite w ON u.classid = 'pg_class'::regclass AND w.ev_class = u.objid
+			JOIN pg_depend d ON (d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid) OR (d.classid = 'pg_proc'::regclass AND u.classid = d.classid AND d.objid = u.objid)
+			WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass))
+		SELECT c.oid, n.nspname, c.relname
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind = 'm' AND`+userRelations+`
+		ORDER BY (SELECT count(*) FROM used u JOIN pg_class m ON m.oid = u.objid AND m.relkind = 'm' WHERE u.view = c.oid AND u.classid = 'pg_class'::regclass), c.oid`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
+		err = row.Scan(&r.ID, &r.Schema, &r.Name)
+		return r, err
+	})
 }
 
 // objectOwner says to which table an object belongs, and how to take it away.
@@ -131,6 +161,7 @@ type objectOwner struct {
 	table  uint32
 	undo   string
 	always bool // a trigger that fires in sessions with session_replication_role = replica
+	late   bool // it uses a function that exists only when all keys do
 }
 
 // placed decides when an object is created.
@@ -149,7 +180,7 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always,
 		o.Type == "COMMENT" && (strings.HasPrefix(o.Name, "TRIGGER ") || strings.HasPrefix(o.Name, "RULE ")):
 		o.Stage = StageSwitch
-	case owner.table != 0 && o.Type != "TRIGGER":
+	case owner.table != 0 && o.Type != "TRIGGER" && !owner.late:
 		o.Stage, o.Table = StageIndexes, owner.table
 	default:
 		o.Stage = StageFinish
@@ -160,35 +191,48 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 	return o
 }
 
-// objectTables maps what pg_restore calls an object to its table: indexes, constraints, triggers, rules.
+// objectTables maps what pg_restore calls an object to its table: indexes, constraints, statistics, triggers, rules.
 // Those of partitions belong to the root.
+//
+// A function written BEGIN ATOMIC may rely on a primary key (GROUP BY id), of any table. pg_dump has it after the keys
+// then, and what uses it in an expression (late) cannot be created together with its own table's indexes.
 func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, error) {
 	rows, err := h.pool.Query(ctx, `
-		WITH rel AS (
+		WITH RECURSIVE late AS (
+			SELECT classid, objid FROM pg_depend WHERE classid = 'pg_proc'::regclass AND refclassid = 'pg_constraint'::regclass
+			UNION
+			SELECT d.classid, d.objid FROM late l JOIN pg_depend d ON d.refclassid = l.classid AND d.refobjid = l.objid
+			WHERE d.classid IN ('pg_proc'::regclass, 'pg_constraint'::regclass, 'pg_statistic_ext'::regclass)
+			   OR (d.classid = 'pg_class'::regclass AND EXISTS (SELECT 1 FROM pg_index x WHERE x.indexrelid = d.objid))),
+		rel AS (
 			SELECT c.oid, n.nspname, c.relname, c.relkind,
 			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), c.oid) AS root
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relkind IN ('r', 'p', 'v') AND `+userRelations+`)
-		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false
+		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
-		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false
+		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
 		SELECT CASE k.contype WHEN 'f' THEN 'FK CONSTRAINT' WHEN 'c' THEN 'CHECK CONSTRAINT' ELSE 'CONSTRAINT' END,
 		       r.nspname, r.relname || ' ' || k.conname, r.root,
-		       format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', r.nspname, r.relname, k.conname), false
+		       format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', r.nspname, r.relname, k.conname), false,
+		       k.oid IN (SELECT objid FROM late WHERE classid = 'pg_constraint'::regclass) OR k.conindid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_constraint k JOIN rel r ON r.oid = k.conrelid
+		UNION ALL
+		SELECT 'STATISTICS', n.nspname, s.stxname, r.root, '', false, s.oid IN (SELECT objid FROM late WHERE classid = 'pg_statistic_ext'::regclass)
+		FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace JOIN rel r ON r.oid = s.stxrelid
 		UNION ALL
 		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
 		       CASE WHEN t.tgparentid <> 0 THEN '' ELSE format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname) END,
 		       t.tgenabled IN ('A', 'R') OR EXISTS (
 			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
-			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R'))
+			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R')), false
 		FROM pg_trigger t JOIN rel r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
 		UNION ALL
 		SELECT 'RULE', r.nspname, r.relname || ' ' || w.rulename, r.root,
-		       format('DROP RULE IF EXISTS %I ON %I.%I', w.rulename, r.nspname, r.relname), false
+		       format('DROP RULE IF EXISTS %I ON %I.%I', w.rulename, r.nspname, r.relname), false, false
 		FROM pg_rewrite w JOIN rel r ON r.oid = w.ev_class WHERE w.rulename <> '_RETURN'`)
 	if err != nil {
 		return nil, err
@@ -198,13 +242,16 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 	for rows.Next() {
 		var kind, schema, name string
 		var o objectOwner
-		if err := rows.Scan(&kind, &schema, &name, &o.table, &o.undo, &o.always); err != nil {
+		if err := rows.Scan(&kind, &schema, &name, &o.table, &o.undo, &o.always, &o.late); err != nil {
 			return nil, err
 		}
-		owners[kind+"\x00"+schema+"\x00"+name] = o
+		owners[kind+"\x00"+oneLine.Replace(schema)+"\x00"+oneLine.Replace(name)] = o
 	}
 	return owners, rows.Err()
 }
+
+// oneLine does to names what pg_restore does in its comments.
+var oneLine = strings.NewReplacer("\n", " ", "\r", " ")
 
 // CloneSchemaConfig configures [CloneSchema]. The zero value is good.
 type CloneSchemaConfig struct {

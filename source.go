@@ -110,6 +110,14 @@ type Snapshot interface {
 	// Digest summarises the table's rows, so that two databases can be compared.
 	Digest(ctx context.Context, table *Table) (Digest, error)
 
+	// LargeObjects writes one line for each piece of each large object, in COPY text format: the object's OID,
+	// the piece's offset, its length, its SHA-256 and, with the first piece, the object's comment.
+	LargeObjects(ctx context.Context, w io.Writer) (pieces int64, err error)
+
+	// CopyLargeObjects writes these pieces, in COPY binary format: OID, offset, content. Objects that do not
+	// exist are left out.
+	CopyLargeObjects(ctx context.Context, pieces []LargeObjectPiece, w io.Writer) (n int64, err error)
+
 	// Close ends the snapshot.
 	Close(ctx context.Context) error
 }
@@ -155,6 +163,9 @@ type Claim struct {
 type Catalog struct {
 	Tables    []*Table
 	Sequences []Relation
+	// Columnless are tables without columns. Their rows have no key and nothing to copy, only a number, so
+	// they have to be empty (Rows is 0), and are kept so by the fence; their definitions are carried over.
+	Columnless []*Table
 }
 
 // Relation names a relation.
@@ -238,13 +249,9 @@ func (t *Table) Only() string {
 // copied returns the quoted columns that are copied, each with the prefix: generated ones are
 // computed again by the target.
 func (t *Table) copied(prefix string) string {
-	return t.columns(prefix, false)
-}
-
-func (t *Table) columns(prefix string, generated bool) string {
 	var b []string
 	for _, c := range t.Columns {
-		if generated || !c.Generated {
+		if !c.Generated {
 			b = append(b, prefix+quoteName(c.Name))
 		}
 	}

@@ -39,6 +39,13 @@ type Target interface {
 	// Analyze collects the planner's statistics of a table.
 	Analyze(ctx context.Context, table *Table) error
 
+	// CompareLargeObjects compares the large objects with those that the source has, without transferring them.
+	CompareLargeObjects(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
+
+	// SyncLargeObjects makes the large objects those that the source has, with the same OIDs. Interrupted and
+	// repeated, it does what is left. What changes on the source meanwhile may be missed.
+	SyncLargeObjects(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
+
 	// PrepareSwitch does what Switch needs and can be done while changes are still applied. Repeated, it
 	// does what is left. Keys of rows that were written on the target since an earlier switch was reverted
 	// are handed to touch.

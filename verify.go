@@ -3,6 +3,7 @@ package migrator
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -81,8 +82,12 @@ func closeSnapshot(ctx context.Context, snap Snapshot) {
 // hash partitions, so it cannot change from one version of Postgres to the next.
 func digest(ctx context.Context, q querier, t *Table) (Digest, error) {
 	row := "''"
-	if cols := t.columns("t.", true); cols != "" {
-		row = "ROW(" + cols + `)::text COLLATE "C"`
+	if len(t.Columns) > 0 {
+		cols := make([]string, len(t.Columns))
+		for i, c := range t.Columns {
+			cols[i] = digested(c)
+		}
+		row = "ROW(" + strings.Join(cols, ", ") + `)::text COLLATE "C"`
 	}
 	var d Digest
 	err := q.QueryRow(ctx, fmt.Sprintf(`
@@ -93,3 +98,18 @@ func digest(ctx context.Context, q querier, t *Table) (Digest, error) {
 	}
 	return d, nil
 }
+
+// digested is a column as it goes into the row's text, which cannot be longer than 1 GB: long values go as their hash.
+func digested(c Column) string {
+	v := "t." + quoteName(c.Name)
+	switch c.Type {
+	case "bytea":
+		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN sha256(%[1]s) ELSE %[1]s END", v, longValue)
+	case "text", "character varying":
+		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN encode(sha256(convert_to(%[1]s, 'UTF8')), 'hex') ELSE %[1]s END", v, longValue)
+	default:
+		return v
+	}
+}
+
+const longValue = 16 << 20

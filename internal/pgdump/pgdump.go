@@ -101,6 +101,7 @@ type Entry struct {
 // programs beyond PATH: libpq's variables.
 func Schema(ctx context.Context, tools Tools, env []string, leaveOut string) ([]Entry, error) {
 	archive, err := run(ctx, tools.Dump, env, nil, "--schema-only", "--format=custom", "--compress=0",
+		"--encoding=UTF8", // what we speak to the target, whatever the source's own is
 		"--no-owner", "--no-privileges", "--no-tablespaces", "--no-subscriptions", "--no-publications", "--no-security-labels",
 		"--quote-all-identifiers", "--lock-wait-timeout=2000", "--no-password", "--exclude-schema="+leaveOut)
 	if err != nil {

@@ -103,6 +103,10 @@ func (s *childServer) toolsDir(context.Context) (string, error) {
 	return "", errors.New("the postgresql-client package of that version is not installed")
 }
 
+func (s *childServer) write(_ context.Context, path string, content []byte) error {
+	return os.WriteFile(path, content, 0o644)
+}
+
 // freePort asks the kernel for a port nobody uses at the moment.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -65,6 +65,8 @@ type server interface {
 	close(ctx context.Context) error
 	// toolsDir returns a directory with pg_dump, pg_restore and psql.
 	toolsDir(ctx context.Context) (string, error)
+	// write writes a file of the server's machine.
+	write(ctx context.Context, path string, content []byte) error
 }
 
 // Start starts a server of the given major version with the usual settings.
@@ -151,6 +153,20 @@ func (c *Cluster) PgTools(ctx context.Context) (dir string, err error) {
 		return "", fmt.Errorf("pgtest: pg_dump of Postgres %d: %w", c.Version, err)
 	}
 	return dir, nil
+}
+
+// AddExtension makes an extension of version 1.0 available: a control file with the lines given, and a script.
+func (c *Cluster) AddExtension(ctx context.Context, name, control, script string) error {
+	dir := fmt.Sprintf("/usr/share/postgresql/%d/extension/", c.Version) // Debian's, in the official image too
+	for file, content := range map[string]string{
+		name + ".control":  "default_version = '1.0'\n" + control + "\n",
+		name + "--1.0.sql": script,
+	} {
+		if err := c.server.write(ctx, dir+file, []byte(content)); err != nil {
+			return fmt.Errorf("pgtest: adding extension %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func (c *Cluster) url(user, password, db string) string {

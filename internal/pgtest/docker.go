@@ -405,3 +405,7 @@ func (s *containerServer) extractTools(ctx context.Context, fresh, dir string) e
 	}
 	return nil
 }
+
+func (s *containerServer) write(ctx context.Context, path string, content []byte) error {
+	return s.container.CopyToContainer(ctx, content, path, 0o644)
+}
