@@ -50,7 +50,7 @@ matrix: setup ## run the tests for every supported pair of Postgres versions
 
 .PHONY: bench
 bench: setup ## measure the initial copy against other tools (SCALE, ROUNDS, ONLY; see bench/README.md)
-	go run ./bench
+	@$(INSTALLED); set -x; go run ./bench
 
 .PHONY: build
 build: ## build the example programs into bin/, statically

@@ -53,6 +53,7 @@ type sample struct {
 	cpu     time.Duration
 	peak    int64
 	note    string
+	load    string // of the machine, as it was before: what else it does shows in the figures
 }
 
 func (s *sample) String() string {
@@ -61,6 +62,9 @@ func (s *sample) String() string {
 		text += fmt.Sprintf(" (data %.1f s)", s.data.Seconds())
 	}
 	text += fmt.Sprintf(", %.0f MB/s, CPU %.1f s, peak %.0f MiB", float64(s.bytes)/1e6/s.whole.Seconds(), s.cpu.Seconds(), float64(s.peak)/(1<<20))
+	if s.load != "" {
+		text += ", load before " + s.load
+	}
 	if s.note != "" {
 		text += "; " + s.note
 	}
@@ -94,7 +98,7 @@ func (b *bench) measure(ctx context.Context, from *pgtest.Database, run func(con
 	if err := plainPassword(ctx, to); err != nil {
 		return nil, err
 	}
-	j := &job{from: from, to: to, sample: &sample{}}
+	j := &job{from: from, to: to, sample: &sample{load: load()}}
 	if j.tables, err = sizes(ctx, from); err != nil {
 		return nil, err
 	}

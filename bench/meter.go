@@ -44,6 +44,7 @@ func startMeter(ctx context.Context) *meter {
 			m.sample()
 			select {
 			case <-ctx.Done():
+				m.sample()
 				return
 			case <-tick.C:
 			}
@@ -99,14 +100,38 @@ func lastLines(text string) string {
 // finish returns the CPU time and the greatest sum, at any one time, of the peak memory of the processes alive.
 func (m *meter) finish() (cpu time.Duration, peak int64) {
 	m.stop()
-	<-m.stopped
-	m.sample()
+	<-m.stopped // with the last sample
 	cpu = m.cpu
 	for pid, used := range m.daemons {
 		cpu += used
 		reap(pid)
 	}
+	m.endDaemons()
 	return cpu, m.peak
+}
+
+// endDaemons ends what a tool has left behind, which is nothing unless it failed or was interrupted.
+func (m *meter) endDaemons() {
+	for range 10 { // ending one hands its children over to us
+		var left []int
+		for _, pid := range children(os.Getpid()) {
+			if !m.before[pid] && !m.roots[pid] {
+				left = append(left, pid)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		for _, pid := range left {
+			if p, err := os.FindProcess(pid); err == nil {
+				_ = p.Kill() // gone meanwhile, perhaps
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+		for _, pid := range left {
+			reap(pid)
+		}
+	}
 }
 
 func (m *meter) sample() {
