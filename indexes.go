@@ -60,7 +60,10 @@ func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) 
 	if err := x.analyzeChanged(ctx, tables, stats.changes); err != nil {
 		return err
 	}
-	return createObjects(ctx, dst, x.cfg.Logger, x.objects, StageFinish)
+	if err := createObjects(ctx, dst, x.cfg.Logger, x.objects, StageFinish); err != nil {
+		return err
+	}
+	return x.analyzeLate(ctx, tables)
 }
 
 // BuildIndexesMeanwhile builds the indexes of each table as soon as its last chunk is there, while others are
@@ -258,6 +261,25 @@ func (x *indexer) analyzeChanged(ctx context.Context, tables []TableStatus, chan
 	for _, c := range changes {
 		if c.Rows*tenth > copied[c.Table.ID] {
 			if err := x.dst.Analyze(ctx, c.Table); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// analyzeLate collects the statistics of tables that got something to collect them for only now: statistics objects and
+// expressions of indexes that use functions which depend on keys.
+func (x *indexer) analyzeLate(ctx context.Context, tables []TableStatus) error {
+	late := map[uint32]struct{}{}
+	for _, o := range x.objects {
+		if o.Stage == StageFinish && (o.Type == "STATISTICS" || o.Type == "INDEX") {
+			late[o.Table] = struct{}{}
+		}
+	}
+	for _, t := range tables {
+		if _, ok := late[t.Table.ID]; ok {
+			if err := x.dst.Analyze(ctx, t.Table); err != nil {
 				return err
 			}
 		}
