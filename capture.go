@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // CaptureConfig configures [Capture]. The zero value is good.
@@ -48,27 +51,32 @@ func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) err
 		}
 	}
 	for attempt := 1; len(todo) > 0; attempt++ {
+		var mu sync.Mutex
 		var busy []*Table
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(capturesAtOnce)
 		for _, t := range todo {
-			err := src.Capture(ctx, t)
-			if errors.Is(err, ErrBusy) && ctx.Err() == nil {
-				busy = append(busy, t)
-				message := fmt.Sprintf("waiting for a lock to capture %s: %v", t, err)
-				log.WarnContext(ctx, message, "attempt", attempt)
-				notify(cfg.OnEvent, Event{Kind: EventWaiting, Phase: PhaseConfiguring, Table: t, Message: message})
-				if err := journal.SetMessage(ctx, message); err != nil {
+			g.Go(func() error {
+				err := src.Capture(gctx, t)
+				if errors.Is(err, ErrBusy) && gctx.Err() == nil {
+					mu.Lock()
+					busy = append(busy, t)
+					mu.Unlock()
+					message := fmt.Sprintf("waiting for a lock to capture %s: %v", t, err)
+					log.WarnContext(gctx, message, "attempt", attempt)
+					notify(cfg.OnEvent, Event{Kind: EventWaiting, Phase: PhaseConfiguring, Table: t, Message: message})
+					return journal.SetMessage(gctx, message)
+				}
+				if err != nil {
 					return err
 				}
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := journal.MarkCaptured(ctx, t); err != nil {
-				return err
-			}
-			log.DebugContext(ctx, "capture installed", "table", t.String())
-			notify(cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseConfiguring, Table: t, Message: t.String() + ": changes are captured"})
+				log.DebugContext(gctx, "capture installed", "table", t.String())
+				notify(cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseConfiguring, Table: t, Message: t.String() + ": changes are captured"})
+				return journal.MarkCaptured(gctx, t)
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
 		}
 		todo = busy
 		if len(todo) > 0 {
@@ -79,6 +87,10 @@ func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) err
 	}
 	return nil
 }
+
+// capturesAtOnce is for sources that are far away. Each capture is a transaction that locks one table, so they are not
+// in each other's way, nor do they make a cycle with the application's.
+const capturesAtOnce = 4
 
 // sameServer makes sure that the source is the server on which capture was begun: on another, transactions
 // and their log entries may be missing. The first time, it notes which one that is.

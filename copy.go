@@ -16,8 +16,8 @@ import (
 // CopyConfig configures [Copy]. The zero value is good.
 type CopyConfig struct {
 	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
-	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
-	// to what the servers and the pools have connections for.
+	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8; some more, up
+	// to 12, if the servers are far away. It is lowered to what the servers and the pools have connections for.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
@@ -34,8 +34,10 @@ type CopyConfig struct {
 }
 
 const (
-	smallestChunk = 8 << 20
-	largestChunk  = 64 << 20
+	roundTripsPerChunk = 5.0
+	usualChunk         = time.Second
+	smallestChunk      = 8 << 20
+	largestChunk       = 64 << 20
 	// spareConnections are those of the pools that are not for chunks: index builds, the journal, the throttle.
 	spareConnections = 4
 )
@@ -48,6 +50,10 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 	}
 	if c.Workers <= 0 {
 		c.Workers = min(max(2, min(src.ParallelWorkers, dst.ParallelWorkers)/2), 8)
+		// A worker that waits for the network uses no server: others take its place.
+		waits := float64(src.RoundTrip+dst.RoundTrip) / 2 * roundTripsPerChunk
+		c.Workers += int(math.Round(float64(c.Workers) * waits / float64(usualChunk)))
+		c.Workers = min(c.Workers, 12)
 	}
 	if most := max(1, min(src.Connections, dst.Connections)-spareConnections); c.Workers > most {
 		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers, "workers", most)
@@ -181,12 +187,15 @@ func (c *copier) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.cfg.Workers)
 	for _, t := range todo {
-		if _, err := c.replan(ctx, t.Table, t.Plan, now); err != nil {
+		g.Go(func() error {
+			_, err := c.replan(gctx, t.Table, t.Plan, now)
 			return err
-		}
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // current reads the catalog anew: sizes and files of tables change.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -184,13 +185,11 @@ func (x *indexer) table(ctx context.Context, t TableStatus) error {
 		return err
 	}
 	objects := x.byTable[t.Table.ID]
-	fresh := !slices.ContainsFunc(objects, func(o SchemaObject) bool { return o.State == ObjectFailed })
-	if t.BytesTotal <= smallTable && fresh {
-		err := x.slot(ctx, func() error { return createObjects(ctx, x.dst, x.cfg.Logger, objects, StageIndexes) })
-		if err != nil {
+	if t.BytesTotal <= smallTable {
+		if err := x.slot(ctx, func() error { return x.build(ctx, t, objects) }); err != nil {
 			return err
 		}
-	} else if err := x.oneByOne(ctx, t, objects); err != nil {
+	} else if err := x.byGroups(ctx, t, objects); err != nil {
 		return err
 	}
 	if err := x.slot(ctx, func() error { return x.dst.Analyze(ctx, t.Table) }); err != nil {
@@ -203,9 +202,9 @@ func (x *indexer) table(ctx context.Context, t TableStatus) error {
 	return nil
 }
 
-// oneByOne builds a large table's indexes, each in a transaction of its own, as each may take an hour: first
-// constraints, which take the table for themselves; then indexes, several at once; then what refers to them.
-func (x *indexer) oneByOne(ctx context.Context, t TableStatus, objects []SchemaObject) error {
+// byGroups builds a large table's indexes, each in a transaction of its own if it may take long: first constraints, which
+// take the table for themselves; then indexes, several at once; then what refers to them.
+func (x *indexer) byGroups(ctx context.Context, t TableStatus, objects []SchemaObject) error {
 	var constraints, indexes, rest []SchemaObject
 	for _, o := range objects {
 		switch o.Type {
@@ -217,10 +216,13 @@ func (x *indexer) oneByOne(ctx context.Context, t TableStatus, objects []SchemaO
 			rest = append(rest, o)
 		}
 	}
+	// The partitions of a table are about as large as each other, as far as anybody knows here.
+	leaf := t.BytesTotal / int64(max(1, len(t.Table.Leaves)))
+	small := int(max(1, smallTable/max(1, leaf)))
 	var failed []error
 	var mu sync.Mutex
-	one := func(ctx context.Context, o SchemaObject) error {
-		err := x.slot(ctx, func() error { return x.build(ctx, t, o) })
+	build := func(ctx context.Context, group []SchemaObject) error {
+		err := x.slot(ctx, func() error { return x.build(ctx, t, group) })
 		if errors.As(err, new(*ObjectError)) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -229,23 +231,21 @@ func (x *indexer) oneByOne(ctx context.Context, t TableStatus, objects []SchemaO
 		}
 		return err
 	}
-	for _, o := range constraints {
-		if err := one(ctx, o); err != nil {
+	for group := range slices.Chunk(constraints, small) {
+		if err := build(ctx, group); err != nil {
 			return err
 		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	for _, o := range indexes {
-		g.Go(func() error { return one(gctx, o) })
+	for group := range slices.Chunk(indexes, small) {
+		g.Go(func() error { return build(gctx, group) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if len(failed) == 0 { // else what refers to an index would fail only because that one did
-		for _, o := range rest {
-			if err := one(ctx, o); err != nil {
-				return err
-			}
+	if len(failed) == 0 && len(rest) > 0 { // else what refers to an index would fail only because that one did
+		if err := build(ctx, rest); err != nil {
+			return err
 		}
 	}
 	return errors.Join(failed...)
@@ -300,21 +300,27 @@ func (x *indexer) slot(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-func (x *indexer) build(ctx context.Context, t TableStatus, o SchemaObject) error {
-	switch o.State {
-	case ObjectFailed:
-		return &ObjectError{Object: o, Err: errors.New(o.Error)}
-	case ObjectDone, ObjectSkipped:
+// build creates objects, and tells which ones took how long.
+func (x *indexer) build(ctx context.Context, t TableStatus, objects []SchemaObject) error {
+	for _, o := range objects {
+		if o.State == ObjectFailed {
+			return &ObjectError{Object: o, Err: errors.New(o.Error)}
+		}
+	}
+	objects = slices.DeleteFunc(slices.Clone(objects), func(o SchemaObject) bool { return o.State != ObjectPending })
+	if len(objects) == 0 {
 		return nil
-	case ObjectPending:
 	}
 	began := time.Now()
-	if err := createObjects(ctx, x.dst, x.cfg.Logger, []SchemaObject{o}, o.Stage); err != nil {
+	if err := createObjects(ctx, x.dst, x.cfg.Logger, objects, objects[0].Stage); err != nil {
 		return err
 	}
-	message := o.String() + " built"
-	if o.Type == typeValidation {
-		message = strings.TrimPrefix(o.String(), "fk validation ") + " validated"
+	message := objects[0].String() + " built"
+	switch {
+	case objects[0].Type == typeValidation:
+		message = strings.TrimPrefix(objects[0].String(), "fk validation ") + " validated"
+	case len(objects) > 1:
+		message = fmt.Sprintf("%s and %d others built", objects[0], len(objects)-1)
 	}
 	notify(x.cfg.OnEvent, Event{Kind: EventObject, Phase: PhaseRebuildingIndexes, Table: t.Table, Took: time.Since(began), Message: message})
 	return nil
@@ -343,7 +349,7 @@ func (x *indexer) foreignKeys(ctx context.Context) error {
 	for _, t := range tables {
 		x.running.Go(func() {
 			for _, o := range validating[t.Table.ID] { // a table is locked against more than one at once
-				if err := x.slot(ctx, func() error { return x.build(ctx, t, o) }); err != nil {
+				if err := x.slot(ctx, func() error { return x.build(ctx, t, []SchemaObject{o}) }); err != nil {
 					x.fail(err)
 				}
 			}

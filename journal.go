@@ -150,12 +150,50 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 // tx runs a transaction that is committed only while this process leads. The check comes last, so that
 // a transaction that takes long does not hold up the next leader: its row lock lives for one commit.
 func (j *Journal) tx(ctx context.Context, fn func(pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		if err := fn(tx); err != nil {
+	return j.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		tx, err := conn.Begin(ctx)
+		if err != nil {
 			return err
 		}
-		return j.checkEpoch(ctx, tx)
+		if err := fn(tx); err != nil {
+			return errors.Join(err, rollback(ctx, conn))
+		}
+		return j.commit(ctx, conn, &pgx.Batch{})
 	})
+}
+
+// commit ends a transaction with the statements given, if this process leads: the check is written to fail otherwise,
+// and a transaction that failed cannot be committed. All of it is one round trip.
+func (j *Journal) commit(ctx context.Context, conn *pgxpool.Conn, last *pgx.Batch) error {
+	mine := j.epoch.Load()
+	last.Queue(`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = $1 FOR SHARE) AS mine`, mine).
+		QueryRow(func(row pgx.Row) error {
+			err := row.Scan(new(int64))
+			switch {
+			case sqlState(err) == divisionByZero && mine == 0:
+				return ErrNotLeader
+			case sqlState(err) == divisionByZero:
+				return ErrLostLead
+			}
+			return err
+		})
+	last.Queue("COMMIT")
+	err := conn.SendBatch(ctx, last).Close()
+	if err != nil {
+		err = errors.Join(err, rollback(ctx, conn))
+	}
+	return err
+}
+
+const divisionByZero = "22012"
+
+// rollback ends a transaction that failed, unless its connection is gone, and the transaction with it.
+func rollback(ctx context.Context, conn *pgxpool.Conn) error {
+	if conn.Conn().IsClosed() || ctx.Err() != nil { // it is closed when it is given back in a transaction
+		return nil
+	}
+	_, err := conn.Exec(ctx, "ROLLBACK")
+	return err
 }
 
 func (j *Journal) checkEpoch(ctx context.Context, tx pgx.Tx) error {
@@ -174,9 +212,11 @@ func (j *Journal) checkEpoch(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (j *Journal) exec(ctx context.Context, what, sql string, args ...any) error {
-	err := j.tx(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, sql, args...)
-		return err
+	err := j.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		var batch pgx.Batch
+		batch.Queue("BEGIN")
+		batch.Queue(sql, args...)
+		return j.commit(ctx, conn, &batch)
 	})
 	if err != nil {
 		return fmt.Errorf("journal: %s: %w", what, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -115,21 +116,18 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	if len(objects) == 0 {
 		return nil
 	}
-	// What a dump expects: names are written in full.
-	if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true), `+buildSettings); err != nil {
-		return err
-	}
-	ids, script := make([]int, len(objects)), make([]string, len(objects))
+	// What a dump expects: names are written in full. All of it is one script, and so one round trip.
+	script := []string{`SELECT set_config('search_path', '', true), ` + buildSettings}
+	ids := make([]string, len(objects))
 	for i, o := range objects {
-		ids[i], script[i] = o.ID, o.SQL
+		ids[i] = strconv.Itoa(o.ID)
+		script = append(script, o.SQL)
 	}
-	if _, err := tx.Exec(ctx, strings.Join(script, "\n;\n")); err != nil { // one round trip
-		if len(objects) == 1 {
-			err = fmt.Errorf("%s: %w", objects[0], err)
-		}
-		return err
+	script = append(script, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id IN (`+strings.Join(ids, ", ")+`)`)
+	_, err := tx.Exec(ctx, strings.Join(script, "\n;\n"))
+	if err != nil && len(objects) == 1 {
+		err = fmt.Errorf("%s: %w", objects[0], err)
 	}
-	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id = ANY ($1)`, ids)
 	return err
 }
 
@@ -181,13 +179,15 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 		}
 	}
 	if err != nil {
-		if !conn.Conn().IsClosed() { // what the next one needs at once: the chunk's row, and this connection
-			_, rollbackErr := conn.Exec(ctx, "ROLLBACK")
-			err = errors.Join(err, rollbackErr)
-		}
-		return chunk, err
+		return chunk, errors.Join(err, rollback(ctx, conn)) // the next one needs the chunk's row at once
 	}
-	return chunk, p.journal.commitChunk(ctx, conn.Conn(), chunk, written, counted.n)
+	var last pgx.Batch
+	if chunk != nil {
+		last.Queue(`
+			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
+			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n, thisProcess())
+	}
+	return chunk, p.journal.commit(ctx, conn, &last)
 }
 
 // claimChunk begins a transaction that has a chunk to itself. It returns nil if there is none that nobody has.
@@ -213,27 +213,6 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 	}
 	chunk, table := new(Chunk), new(Table)
 	return chunk, table, errors.Join(json.Unmarshal(spec, chunk), json.Unmarshal(tableSpec, table))
-}
-
-// commitChunk notes that the chunk, if there is one, is done and commits, if this process still has the lead: the check fails
-// otherwise, and with it the transaction, before the commit is reached.
-func (j *Journal) commitChunk(ctx context.Context, conn *pgx.Conn, chunk *Chunk, rows, bytes int64) error {
-	var batch pgx.Batch
-	if chunk != nil {
-		batch.Queue(`
-			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
-			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, rows, bytes, thisProcess())
-	}
-	batch.Queue(`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = $1 FOR SHARE) AS mine`, j.epoch.Load())
-	batch.Queue("COMMIT")
-	err := conn.SendBatch(ctx, &batch).Close()
-	switch {
-	case sqlState(err) == "22012" && j.epoch.Load() == 0:
-		return ErrNotLeader
-	case sqlState(err) == "22012":
-		return ErrLostLead
-	}
-	return err
 }
 
 // copyInto streams rows into a table, whose partitions sort themselves out.
@@ -305,36 +284,36 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 		if err != nil || plan != after {
 			return err
 		}
+		var batch pgx.Batch
 		// The locks on the chunks' rows come first: whoever is copying one of them ends before.
-		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.chunks WHERE table_id = $1`, t.ID); err != nil {
-			return err
-		}
+		batch.Queue(`DELETE FROM heroku_migrator.chunks WHERE table_id = $1`, t.ID)
 		if plan > 0 {
-			if _, err := tx.Exec(ctx, `TRUNCATE `+t.Only()); err != nil {
+			batch.Queue(`TRUNCATE ` + t.Only())
+		}
+		specs, sizes := make([]string, len(chunks)), make([]int64, len(chunks))
+		for i, c := range chunks {
+			c.Plan = plan + 1
+			spec, err := json.Marshal(c)
+			if err != nil {
 				return err
 			}
+			specs[i], sizes[i] = string(spec), c.Bytes
 		}
-		priority := -t.Bytes() // largest tables first, so that no worker ends alone
-		_, err = tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "chunks"}, []string{"table_id", "no", "priority", "spec", "bytes"},
-			pgx.CopyFromSlice(len(chunks), func(i int) ([]any, error) {
-				c := chunks[i]
-				c.Plan = plan + 1
-				spec, err := json.Marshal(c)
-				return []any{int64(t.ID), c.No, priority, string(spec), c.Bytes}, err
-			}))
-		if err != nil {
+		// Largest tables first, so that no worker ends alone.
+		batch.Queue(`
+			INSERT INTO heroku_migrator.chunks (table_id, no, priority, spec, bytes)
+			SELECT $1, (c.spec ->> 'no')::int, $2, c.spec, c.bytes FROM unnest($3::jsonb[], $4::int8[]) AS c(spec, bytes)`,
+			int64(t.ID), -t.Bytes(), specs, sizes)
+		batch.Queue(`UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying' WHERE id = $1`, t.ID)
+		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 			return err
 		}
 		files := map[uint32]uint32{}
 		for _, l := range t.Leaves {
 			files[l.ID] = l.Filenode
 		}
-		if err := setFilenodes(ctx, tx, t.ID, files); err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying' WHERE id = $1`, t.ID)
-		restarted = err == nil
-		return err
+		restarted = true
+		return setFilenodes(ctx, tx, t.ID, files)
 	})
 	if err != nil {
 		return false, fmt.Errorf("plan the copy of %s: %w", t, err)

@@ -315,6 +315,7 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch []Sche
 	if err == nil || ctx.Err() != nil || Retryable(err) || sqlState(err) == "" {
 		return err
 	}
+	var failed []error
 	for _, o := range batch {
 		err := dst.Create(ctx, []SchemaObject{o})
 		switch {
@@ -333,10 +334,13 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch []Sche
 			if err := dst.Journal().MarkObject(ctx, o.ID, ObjectFailed, err.Error()); err != nil {
 				return err
 			}
-			return &ObjectError{Object: o, Err: err}
+			failed = append(failed, &ObjectError{Object: o, Err: err})
+			if o.Stage != StageIndexes { // what follows may depend on it
+				return failed[0]
+			}
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // optional tells whether the migration can do without an object that could not be created.

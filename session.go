@@ -95,6 +95,11 @@ func identify(ctx context.Context, pool *pgxpool.Pool, url *pgurl.URL) (Identity
 		       current_setting('server_encoding'), pg_database_size(current_database()), current_setting('max_parallel_workers')::int`).
 		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Size, &id.ParallelWorkers)
 	if err == nil {
+		began := time.Now()
+		err = pool.Ping(ctx)
+		id.RoundTrip = time.Since(began)
+	}
+	if err == nil {
 		var free int
 		if free, err = freeConnections(ctx, pool); err == nil {
 			id.Connections = min(free+int(pool.Stat().TotalConns()), int(pool.Config().MaxConns))

@@ -136,8 +136,10 @@ type Identity struct {
 	Connections int
 	// ParallelWorkers is max_parallel_workers: as near as SQL comes to the number of cores.
 	ParallelWorkers int
-	Host            string
-	Port            int
+	// RoundTrip is about how long the network takes there and back.
+	RoundTrip time.Duration
+	Host      string
+	Port      int
 }
 
 // Major is the major version: 15.

@@ -93,7 +93,7 @@ type options struct {
 }
 
 // mostWorkers is how many copy workers there are at most unless told otherwise.
-const mostWorkers = 8
+const mostWorkers = 12
 
 // usageError is a mistake in the command line.
 type usageError struct{ text string }
