@@ -30,7 +30,7 @@ var fileWrites = []string{
 func writeFiles(ctx context.Context, c *pgx.Conn, statement string) error {
 	return pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 		if statement == fileWrites[4] {
-			statement = `WITH d AS (DELETE FROM files WHERE id IN (SELECT id FROM files ORDER BY random() LIMIT 2) RETURNING lo) SELECT lo_unlink(lo) FROM d`
+			statement = `WITH d AS (DELETE FROM files WHERE id IN (SELECT id FROM files ORDER BY random() LIMIT 1) RETURNING lo) SELECT lo_unlink(lo) FROM d`
 		}
 		// One at a time, so that the sum of an object is that of its row's transaction.
 		_, err := tx.Exec(ctx, `LOCK TABLE files IN SHARE ROW EXCLUSIVE MODE; `+statement)

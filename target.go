@@ -51,8 +51,8 @@ type Target interface {
 	// are handed to touch.
 	PrepareSwitch(ctx context.Context, tables []*Table, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
 
-	// Switch makes the target complete: sequences, what could not be created before, capture of what
-	// is written from now on, and the phase switched. One transaction, after PrepareSwitch.
+	// Switch makes the target complete: sequences, what could not be created before, rows of users in tables of
+	// extensions, capture of what is written from now on, and the phase switched. One transaction, after PrepareSwitch.
 	Switch(ctx context.Context, final Final) error
 
 	// Revert takes back what Switch did and sets the phase replicating, in one transaction that locks
@@ -84,8 +84,10 @@ type RoundChange struct {
 
 // Final is what a switch commits.
 type Final struct {
-	Tables    []*Table
-	Sequences []Sequence
-	Objects   []SchemaObject
-	Report    SwitchReport
+	Tables     []*Table
+	Sequences  []Sequence
+	Objects    []SchemaObject
+	Extensions []ExtensionTable // whose rows are read from Snapshot
+	Snapshot   Snapshot         // taken behind the fence
+	Report     SwitchReport
 }
