@@ -43,7 +43,7 @@ func TestRowsInTablesOfExtensions(t *testing.T) {
 	}
 	p.sql(t, `CREATE SCHEMA jobs`, `CREATE EXTENSION migrator_jobs WITH SCHEMA jobs`, `CREATE EXTENSION migrator_locked`, `CREATE TABLE t (id int PRIMARY KEY)`,
 		`INSERT INTO jobs.plan (every) VALUES ('1 hour'), ('1 day')`,
-		`INSERT INTO jobs.job (command, label, tags, plan) VALUES (E'VACUUM\t"x"', 'a', '{a,NULL,"b c"}', 2), ('it''s', NULL, NULL, NULL)`,
+		`INSERT INTO jobs.job (command, label, tags, plan) VALUES (E'VACUUM\t"x"', 'a', '{a,NULL,"b c"}', 2), ('it''s', NULL, '{}', NULL)`,
 		`INSERT INTO conf VALUES ('a'), ('b')`)
 	m := p.migrator(t)
 	report, err := m.Preflight(t.Context())

@@ -13,6 +13,7 @@ import (
 // [ErrNotLeader] if it never did. When their context is done they return, and nothing is committed.
 type Target interface {
 	Database
+	Switcher
 
 	// Journal is where the migration's state is kept, in the same database as its rows.
 	Journal() *Journal
@@ -39,6 +40,12 @@ type Target interface {
 	// Analyze collects the planner's statistics of a table.
 	Analyze(ctx context.Context, table *Table) error
 
+	// Digest summarises the table's rows.
+	Digest(ctx context.Context, table *Table) (Digest, error)
+}
+
+// Switcher is a target's part in a switch, and in going back.
+type Switcher interface {
 	// CompareLargeObjects compares the large objects with those that the source has, without transferring them.
 	CompareLargeObjects(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
 
@@ -59,9 +66,6 @@ type Target interface {
 	// out writers. Keys of rows that were written since the switch are first handed to touch, table by
 	// table; if there are any and force is false, it fails with a [*RefusedError].
 	Revert(ctx context.Context, tables []*Table, force bool, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
-
-	// Digest summarises the table's rows.
-	Digest(ctx context.Context, table *Table) (Digest, error)
 }
 
 // ReadChunk writes the chunk's rows in the COPY format of table.Format and returns their number.
