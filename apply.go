@@ -147,6 +147,9 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
 			return err
 		}
+		if err := p.copyExtensionRows(ctx, tx, final); err != nil {
+			return err
+		}
 		if !silent {
 			if err := attachCapture(ctx, tx, final.Tables); err != nil {
 				return err
@@ -357,6 +360,9 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		if _, err := tx.Exec(ctx, sql); err != nil {
 			return err
 		}
+	}
+	if err := dropExtensionRows(ctx, tx); err != nil { // before triggers are silent: extensions have some
+		return err
 	}
 	silent, err := p.silence(ctx, tx)
 	if err != nil {

@@ -238,6 +238,10 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 	if final.Sequences, err = snap.Sequences(drain); err != nil {
 		return fail(err)
 	}
+	final.Snapshot = snap
+	if final.Extensions, err = snap.ExtensionTables(drain); err != nil {
+		return fail(err)
+	}
 	objects, err := dst.Journal().Objects(drain)
 	if err != nil {
 		return fail(err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/heroku-migrator/migrator/internal/pgurl"
@@ -204,6 +205,26 @@ func schemaExists(ctx context.Context, q querier) (exists bool, err error) {
 type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// executor is what can also change something.
+type executor interface {
+	querier
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// savepoint runs fn so that what it fails at does not end the transaction.
+func savepoint(ctx context.Context, tx executor, fn func(executor) error) error {
+	if _, err := tx.Exec(ctx, `SAVEPOINT attempt`); err != nil {
+		return err
+	}
+	end := `RELEASE SAVEPOINT attempt`
+	err := fn(tx)
+	if err != nil {
+		end = `ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt`
+	}
+	_, endErr := tx.Exec(ctx, end)
+	return errors.Join(err, endErr)
 }
 
 // holders describes the sessions that hold locks on the relations which writers or our locks wait for.

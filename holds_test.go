@@ -175,7 +175,7 @@ func TestEverythingADatabaseHolds(t *testing.T) {
 	require.Empty(t, missing, "tables without statistics")
 	require.Zero(t, count(t, target, `SELECT count(*) FROM pg_statistic_ext s WHERE NOT EXISTS (SELECT 1 FROM pg_statistic_ext_data d WHERE d.stxoid = s.oid)`), "extended statistics are empty")
 	require.Zero(t, count(t, target, `SELECT count(*) FROM pg_class WHERE relkind = 'm' AND NOT relispopulated`))
-	require.EqualValues(t, count(t, c, `SELECT count(*) FROM zz_keyed`), count(t, target, `SELECT count(*) FROM over_counts`))
+	require.Equal(t, count(t, c, `SELECT count(*) FROM zz_keyed`), count(t, target, `SELECT count(*) FROM over_counts`))
 	require.NotZero(t, count(t, target, `SELECT total::int8 FROM aaa_total`))
 	for _, sequence := range []string{`app.odd`, `app.untouched`, `identities_a_seq`, `identities_c_seq`, `unlogged_id_seq`} {
 		q := `SELECT last_value * 2 + is_called::int FROM ` + sequence

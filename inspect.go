@@ -86,13 +86,6 @@ var sourceChecks = []check{
 		"COMMIT PREPARED or ROLLBACK PREPARED them.",
 	},
 	{
-		"extension_tables", SeverityWarning,
-		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_extension e CROSS JOIN unnest(e.extconfig) AS t(oid)
-		 JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r' JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1`,
-		"Extensions keep rows of users in these tables, which are not copied: %s.",
-		"Enter such rows (jobs, configuration) on the target by hand after the switch.",
-	},
-	{
 		"unlogged_tables", SeverityWarning,
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND` + userRelations + ` ORDER BY 1`,
@@ -337,35 +330,46 @@ var targetChecks = []check{
 	},
 }
 
-// extensions returns the schemas of the extensions that are installed, and the versions of those that could be.
-func (h *Heroku) extensions(ctx context.Context) (installed, available map[string]string, err error) {
-	return listExtensions(ctx, h.pool)
+// extensionSet is what a database knows of extensions.
+type extensionSet struct {
+	installed map[string]string // the schema of each
+	available map[string]bool   // whether the role may create it
+	tables    []ExtensionTable
 }
 
-func (p *PlanetScale) extensions(ctx context.Context) (installed, available map[string]string, err error) {
-	return listExtensions(ctx, p.pool)
+func (h *Heroku) extensions(ctx context.Context) (extensionSet, error) {
+	return readExtensions(ctx, h.pool)
 }
 
-func listExtensions(ctx context.Context, q querier) (installed, available map[string]string, err error) {
-	rows, err := q.Query(ctx, `
-		SELECT a.name, a.default_version, coalesce(n.nspname, '') FROM pg_available_extensions a
+func (p *PlanetScale) extensions(ctx context.Context) (extensionSet, error) {
+	return readExtensions(ctx, p.pool)
+}
+
+func readExtensions(ctx context.Context, pool *pgxpool.Pool) (extensionSet, error) {
+	set := extensionSet{installed: map[string]string{}, available: map[string]bool{}}
+	rows, err := pool.Query(ctx, `
+		SELECT a.name, coalesce(n.nspname, ''),
+		       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR coalesce((
+			SELECT v.trusted OR NOT v.superuser FROM pg_available_extension_versions v WHERE v.name = a.name AND v.version = a.default_version), true)
+		FROM pg_available_extensions a
 		LEFT JOIN pg_extension e ON e.extname = a.name LEFT JOIN pg_namespace n ON n.oid = e.extnamespace`)
 	if err != nil {
-		return nil, nil, err
+		return set, err
 	}
-	installed, available = map[string]string{}, map[string]string{}
-	var name, version, have string
-	_, err = pgx.ForEachRow(rows, []any{&name, &version, &have}, func() error {
-		available[name] = version
+	var name, have string
+	var may bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &have, &may}, func() error {
+		set.available[name] = may
 		if have != "" {
-			installed[name] = have
+			set.installed[name] = have
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, nil, err
+		return set, err
 	}
-	return installed, available, nil
+	set.tables, err = readExtensionTables(ctx, pool)
+	return set, err
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

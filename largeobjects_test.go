@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ var fileWrites = []string{
 func writeFiles(ctx context.Context, c *pgx.Conn, statement string) error {
 	return pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 		if statement == fileWrites[4] {
-			statement = `WITH d AS (DELETE FROM files WHERE id IN (SELECT id FROM files ORDER BY random() LIMIT 2) RETURNING lo) SELECT lo_unlink(lo) FROM d`
+			statement = `WITH d AS (DELETE FROM files WHERE id IN (SELECT id FROM files ORDER BY random() LIMIT 1) RETURNING lo) SELECT lo_unlink(lo) FROM d`
 		}
 		// One at a time, so that the sum of an object is that of its row's transaction.
 		_, err := tx.Exec(ctx, `LOCK TABLE files IN SHARE ROW EXCLUSIVE MODE; `+statement)
@@ -51,9 +52,9 @@ type object struct {
 func objects(t *testing.T, c *pgx.Conn) []object {
 	t.Helper()
 	rows, err := c.Query(t.Context(), `
-		SELECT oid, lo_lseek64(lo_open(oid, 262144), 0, 2), (SELECT sha256(string_agg(sha256(data), '' ORDER BY pageno)) FROM pg_largeobject l WHERE loid = oid
-			AND data <> decode(repeat('00', length(data)), 'hex')), obj_description(oid, 'pg_largeobject')
-		FROM pg_largeobject_metadata ORDER BY oid`)
+		SELECT oid, size, (SELECT sha256(string_agg(sha256(lo_get(oid, at, 100000)), '' ORDER BY at)) FROM generate_series(0, size, 100000) AS at),
+		       obj_description(oid, 'pg_largeobject')
+		FROM (SELECT oid, lo_lseek64(lo_open(oid, 262144), 0, 2) AS size FROM pg_largeobject_metadata) AS o ORDER BY oid`)
 	require.NoError(t, err)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[object])
 	require.NoError(t, err)
@@ -88,15 +89,15 @@ func TestLargeObjectsAreWrittenMeanwhile(t *testing.T) {
 	var wait sync.WaitGroup
 	stop := sync.OnceFunc(func() { cancel(); wait.Wait() })
 	defer stop()
-	var written, refused int
+	var written, refused atomic.Int32
 	wait.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
 			err := writeFiles(ctx, c, fileWrites[i%len(fileWrites)])
 			switch {
 			case err == nil:
-				written++
+				written.Add(1)
 			case state(err) == "42501":
-				refused++
+				refused.Add(1)
 			case ctx.Err() == nil:
 				assert.NoError(t, err)
 			}
@@ -113,7 +114,7 @@ func TestLargeObjectsAreWrittenMeanwhile(t *testing.T) {
 
 	// Back, and on, and once more.
 	do(t, m, migrator.CommandRevert)
-	before := written
+	before := written.Load()
 	time.Sleep(500 * time.Millisecond)
 	execute(t, p.source.Connect(t), `SELECT lo_truncate(lo_open(4000000000, 131072), 262144)`, `COMMENT ON LARGE OBJECT 4000000001 IS NULL`)
 	do(t, m, migrator.CommandSwitch)
@@ -128,9 +129,9 @@ func TestLargeObjectsAreWrittenMeanwhile(t *testing.T) {
 	require.NoError(t, err)
 	do(t, m, migrator.CommandSwitch)
 	stop()
-	require.Greater(t, written, before)
-	require.NotZero(t, refused)
-	t.Logf("%d written, %d refused", written, refused)
+	require.Greater(t, written.Load(), before)
+	require.NotZero(t, refused.Load())
+	t.Logf("%d written, %d refused", written.Load(), refused.Load())
 	p.requireSameObjects(t)
 	s, err := m.Status(t.Context())
 	require.NoError(t, err)
@@ -151,34 +152,43 @@ func TestFenceWaitsForLargeObjects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := newPair(t)
-			p.sql(t, filesTable, `SELECT lo_from_bytea(1001, 'early')`, `SELECT lo_create(1000)`)
-			m := inSync(t, p)
-			switched := make(chan error, 1)
-			tx := begin(t, p.source, `SELECT 1`)
-			go func() {
-				time.Sleep(time.Second)
-				_, err := m.Do(t.Context(), migrator.CommandSwitch, false)
-				switched <- err
-			}()
-			admin := p.source.ConnectAdmin(t)
-			require.Eventually(t, func() bool { // before the fence: the first comparison is over
-				return count(t, p.target.ConnectAdmin(t), `SELECT count(*) FROM pg_largeobject_metadata`) == 2
-			}, 10*time.Second, time.Millisecond)
-			_, err := tx.Exec(t.Context(), statement)
-			require.NoError(t, err)
-			_ = admin
-			time.Sleep(1500 * time.Millisecond)
-			select {
-			case err := <-switched:
-				t.Fatal("the switch did not wait", err)
-			default:
+			w := newWorld(t, filesTable, `SELECT lo_from_bytea(1001, 'early')`, `SELECT lo_create(1000)`).live(t)
+			require.NoError(t, w.dst.Journal().Advance(t.Context(), migrator.PhaseStarting, migrator.PhaseConfiguring, ""))
+			for _, step := range [][2]migrator.Phase{
+				{migrator.PhaseConfiguring, migrator.PhaseReadyToCopy}, {migrator.PhaseReadyToCopy, migrator.PhaseCopying},
+				{migrator.PhaseCopying, migrator.PhaseRebuildingIndexes}, {migrator.PhaseRebuildingIndexes, migrator.PhaseReplicating},
+			} {
+				require.NoError(t, w.dst.Journal().Advance(t.Context(), step[0], step[1], ""))
 			}
-			commit(t, tx)
-			require.NoError(t, <-switched)
-			require.Equal(t, objects(t, admin), objects(t, p.target.ConnectAdmin(t)))
+			tx := begin(t, w.source, `SELECT 1`)
+			var open atomic.Bool
+			committed := make(chan error, 1)
+			src := &beforeFence{Source: w.src, do: func() { // what was compared before is equal
+				_, err := tx.Exec(t.Context(), statement)
+				assert.NoError(t, err)
+				open.Store(true)
+				time.AfterFunc(time.Second, func() {
+					open.Store(false)
+					committed <- tx.Commit(t.Context())
+				})
+			}}
+			_, err := migrator.Cutover(t.Context(), src, w.dst, migrator.CutoverConfig{})
+			assert.False(t, open.Load(), "the switch did not wait")
+			require.NoError(t, err)
+			require.NoError(t, <-committed)
+			require.Equal(t, objects(t, w.adminSource), objects(t, w.adminTarget))
 		})
 	}
+}
+
+type beforeFence struct {
+	migrator.Source
+	do func()
+}
+
+func (b *beforeFence) Fence(ctx context.Context, tables []*migrator.Table) error {
+	b.do()
+	return b.Source.Fence(ctx, tables)
 }
 
 func TestPreflightOfLargeObjects(t *testing.T) {

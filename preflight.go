@@ -158,7 +158,7 @@ func compare(src, dst Identity) []Finding {
 
 // extensionLister is implemented by both of our databases; others have no extensions to compare.
 type extensionLister interface {
-	extensions(ctx context.Context) (installed, available map[string]string, err error)
+	extensions(ctx context.Context) (extensionSet, error)
 }
 
 func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
@@ -167,14 +167,15 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 	if !ok || !ok2 {
 		return nil
 	}
-	installed, _, err := from.extensions(ctx)
-	present, available, err2 := to.extensions(ctx)
+	source, err := from.extensions(ctx)
+	target, err2 := to.extensions(ctx)
 	if err := errors.Join(err, err2); err != nil {
 		return []Finding{{Check: "extensions", Severity: SeverityBlocker, Message: fmt.Sprintf("Extensions could not be compared: %v.", err), Remedy: "Try again."}}
 	}
 	var f []Finding
+	installed := source.installed
 	for _, name := range sortedKeys(installed) {
-		if schema, ok := present[name]; ok {
+		if schema, ok := target.installed[name]; ok {
 			if schema != installed[name] && name != "plpgsql" && !optionalExtensions[name] {
 				f = append(f, Finding{
 					Check: "extensions", Severity: SeverityBlocker,
@@ -184,7 +185,22 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 			}
 			continue
 		}
-		if _, ok := available[name]; ok {
+		may, ok := target.available[name]
+		switch {
+		case ok && !may && optionalExtensions[name]:
+			f = append(f, Finding{
+				Check: "extensions", Severity: SeverityInfo,
+				Message: fmt.Sprintf("Extension %s is left out if the role may not create it on the target; no data depends on it.", name),
+			})
+			continue
+		case ok && !may:
+			f = append(f, Finding{
+				Check: "extensions", Severity: SeverityWarning,
+				Message: fmt.Sprintf("Extension %s is available on the target, but neither installed nor trusted there: unless the platform lets its role create it, the schema cannot be cloned.", name),
+				Remedy:  "Enable it in the PlanetScale dashboard (Clusters, Extensions) first.",
+			})
+			continue
+		case ok:
 			f = append(f, Finding{Check: "extensions", Severity: SeverityInfo, Message: fmt.Sprintf("Extension %s will be created on the target.", name)})
 			continue
 		}
@@ -204,7 +220,7 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 	if len(f) == 0 {
 		f = append(f, Finding{Check: "extensions", Severity: SeverityOK, Message: "Every extension of the source is on the target."})
 	}
-	return f
+	return append(f, compareExtensionTables(source.tables, target.tables)...)
 }
 
 func bytesText(n int64) string {

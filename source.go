@@ -118,6 +118,12 @@ type Snapshot interface {
 	// exist are left out.
 	CopyLargeObjects(ctx context.Context, pieces []LargeObjectPiece, w io.Writer) (n int64, err error)
 
+	// ExtensionTables lists the tables of extensions that hold rows of users, in an order in which they can be filled.
+	ExtensionTables(ctx context.Context) ([]ExtensionTable, error)
+
+	// CopyExtensionTable writes these columns of the users' rows, in COPY text format.
+	CopyExtensionTable(ctx context.Context, table *ExtensionTable, columns []string, w io.Writer) (rows int64, err error)
+
 	// Close ends the snapshot.
 	Close(ctx context.Context) error
 }

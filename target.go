@@ -13,6 +13,7 @@ import (
 // [ErrNotLeader] if it never did. When their context is done they return, and nothing is committed.
 type Target interface {
 	Database
+	Switcher
 
 	// Journal is where the migration's state is kept, in the same database as its rows.
 	Journal() *Journal
@@ -39,6 +40,12 @@ type Target interface {
 	// Analyze collects the planner's statistics of a table.
 	Analyze(ctx context.Context, table *Table) error
 
+	// Digest summarises the table's rows.
+	Digest(ctx context.Context, table *Table) (Digest, error)
+}
+
+// Switcher is a target's part in a switch, and in going back.
+type Switcher interface {
 	// CompareLargeObjects compares the large objects with those that the source has, without transferring them.
 	CompareLargeObjects(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
 
@@ -51,17 +58,14 @@ type Target interface {
 	// are handed to touch.
 	PrepareSwitch(ctx context.Context, tables []*Table, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
 
-	// Switch makes the target complete: sequences, what could not be created before, capture of what
-	// is written from now on, and the phase switched. One transaction, after PrepareSwitch.
+	// Switch makes the target complete: sequences, what could not be created before, rows of users in tables of
+	// extensions, capture of what is written from now on, and the phase switched. One transaction, after PrepareSwitch.
 	Switch(ctx context.Context, final Final) error
 
 	// Revert takes back what Switch did and sets the phase replicating, in one transaction that locks
 	// out writers. Keys of rows that were written since the switch are first handed to touch, table by
 	// table; if there are any and force is false, it fails with a [*RefusedError].
 	Revert(ctx context.Context, tables []*Table, force bool, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
-
-	// Digest summarises the table's rows.
-	Digest(ctx context.Context, table *Table) (Digest, error)
 }
 
 // ReadChunk writes the chunk's rows in the COPY format of table.Format and returns their number.
@@ -84,8 +88,10 @@ type RoundChange struct {
 
 // Final is what a switch commits.
 type Final struct {
-	Tables    []*Table
-	Sequences []Sequence
-	Objects   []SchemaObject
-	Report    SwitchReport
+	Tables     []*Table
+	Sequences  []Sequence
+	Objects    []SchemaObject
+	Extensions []ExtensionTable // whose rows are read from Snapshot
+	Snapshot   Snapshot         // taken behind the fence
+	Report     SwitchReport
 }

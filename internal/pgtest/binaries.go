@@ -104,7 +104,10 @@ func (s *childServer) toolsDir(context.Context) (string, error) {
 }
 
 func (s *childServer) write(_ context.Context, path string, content []byte) error {
-	return os.WriteFile(path, content, 0o644)
+	if err := os.WriteFile(path+".new", content, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // freePort asks the kernel for a port nobody uses at the moment.

@@ -65,7 +65,7 @@ type server interface {
 	close(ctx context.Context) error
 	// toolsDir returns a directory with pg_dump, pg_restore and psql.
 	toolsDir(ctx context.Context) (string, error)
-	// write writes a file of the server's machine.
+	// write writes a file of the server's machine, which is there whole or not at all.
 	write(ctx context.Context, path string, content []byte) error
 }
 
@@ -158,13 +158,12 @@ func (c *Cluster) PgTools(ctx context.Context) (dir string, err error) {
 // AddExtension makes an extension of version 1.0 available: a control file with the lines given, and a script.
 func (c *Cluster) AddExtension(ctx context.Context, name, control, script string) error {
 	dir := fmt.Sprintf("/usr/share/postgresql/%d/extension/", c.Version) // Debian's, in the official image too
-	for file, content := range map[string]string{
-		name + ".control":  "default_version = '1.0'\n" + control + "\n",
-		name + "--1.0.sql": script,
-	} {
-		if err := c.server.write(ctx, dir+file, []byte(content)); err != nil {
-			return fmt.Errorf("pgtest: adding extension %s: %w", name, err)
-		}
+	err := c.server.write(ctx, dir+name+"--1.0.sql", []byte(script))
+	if err == nil { // last: what has it is available
+		err = c.server.write(ctx, dir+name+".control", []byte("default_version = '1.0'\n"+control+"\n"))
+	}
+	if err != nil {
+		return fmt.Errorf("pgtest: adding extension %s: %w", name, err)
 	}
 	return nil
 }

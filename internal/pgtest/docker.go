@@ -407,5 +407,12 @@ func (s *containerServer) extractTools(ctx context.Context, fresh, dir string) e
 }
 
 func (s *containerServer) write(ctx context.Context, path string, content []byte) error {
-	return s.container.CopyToContainer(ctx, content, path, 0o644)
+	if err := s.container.CopyToContainer(ctx, content, path+".new", 0o644); err != nil {
+		return err
+	}
+	code, _, err := s.container.Exec(ctx, []string{"mv", path + ".new", path})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("mv: exit status %d", code)
+	}
+	return err
 }
