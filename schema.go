@@ -134,7 +134,7 @@ const typeViewData = "MATERIALIZED VIEW DATA"
 type objectOwner struct {
 	table  uint32
 	undo   string
-	always bool // a trigger that fires in sessions with session_replication_role = replica
+	always bool   // a trigger that fires in sessions with session_replication_role = replica
 	late   string // the table to analyse, if it uses a function that exists only when all keys do
 }
 
