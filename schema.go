@@ -134,8 +134,8 @@ const typeViewData = "MATERIALIZED VIEW DATA"
 type objectOwner struct {
 	table  uint32
 	undo   string
-	always bool   // a trigger that fires in sessions with session_replication_role = replica
-	late   string // the table to analyse, if it uses a function that exists only when all keys do
+	always bool // a trigger that fires in sessions with session_replication_role = replica
+	late   bool // it uses a function that exists only when all keys do
 }
 
 // placed decides when an object is created.
@@ -154,13 +154,10 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always,
 		o.Type == "COMMENT" && (strings.HasPrefix(o.Name, "TRIGGER ") || strings.HasPrefix(o.Name, "RULE ")):
 		o.Stage = StageSwitch
-	case owner.table != 0 && o.Type != "TRIGGER" && owner.late == "":
+	case owner.table != 0 && o.Type != "TRIGGER" && !owner.late:
 		o.Stage, o.Table = StageIndexes, owner.table
 	default:
 		o.Stage = StageFinish
-	}
-	if o.Stage == StageFinish && owner.late != "" { // its table was analysed without it
-		o.SQL += "\n;\nANALYZE " + owner.late
 	}
 	if o.Stage == StageFinish || o.Stage == StageSwitch {
 		o.Table = owner.table
@@ -186,34 +183,30 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), c.oid) AS root
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relkind IN ('r', 'p', 'v') AND `+userRelations+`)
-		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false,
-		       CASE WHEN i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass) THEN format('%I.%I', r.nspname, r.relname) ELSE '' END
+		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
-		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false,
-		       CASE WHEN i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass) THEN format('%I.%I', r.nspname, r.relname) ELSE '' END
+		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
 		SELECT CASE k.contype WHEN 'f' THEN 'FK CONSTRAINT' WHEN 'c' THEN 'CHECK CONSTRAINT' ELSE 'CONSTRAINT' END,
 		       r.nspname, r.relname || ' ' || k.conname, r.root,
 		       format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', r.nspname, r.relname, k.conname), false,
-		       CASE WHEN k.oid IN (SELECT objid FROM late WHERE classid = 'pg_constraint'::regclass)
-		              OR k.conindid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass) THEN format('%I.%I', r.nspname, r.relname) ELSE '' END
+		       k.oid IN (SELECT objid FROM late WHERE classid = 'pg_constraint'::regclass) OR k.conindid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_constraint k JOIN rel r ON r.oid = k.conrelid
 		UNION ALL
-		SELECT 'STATISTICS', n.nspname, s.stxname, r.root, '', false,
-		       CASE WHEN s.oid IN (SELECT objid FROM late WHERE classid = 'pg_statistic_ext'::regclass) THEN format('%I.%I', r.nspname, r.relname) ELSE '' END
+		SELECT 'STATISTICS', n.nspname, s.stxname, r.root, '', false, s.oid IN (SELECT objid FROM late WHERE classid = 'pg_statistic_ext'::regclass)
 		FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace JOIN rel r ON r.oid = s.stxrelid
 		UNION ALL
 		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
 		       CASE WHEN t.tgparentid <> 0 THEN '' ELSE format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname) END,
 		       t.tgenabled IN ('A', 'R') OR EXISTS (
 			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
-			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R')), ''
+			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R')), false
 		FROM pg_trigger t JOIN rel r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
 		UNION ALL
 		SELECT 'RULE', r.nspname, r.relname || ' ' || w.rulename, r.root,
-		       format('DROP RULE IF EXISTS %I ON %I.%I', w.rulename, r.nspname, r.relname), false, ''
+		       format('DROP RULE IF EXISTS %I ON %I.%I', w.rulename, r.nspname, r.relname), false, false
 		FROM pg_rewrite w JOIN rel r ON r.oid = w.ev_class WHERE w.rulename <> '_RETURN'`)
 	if err != nil {
 		return nil, err
