@@ -16,8 +16,9 @@ import (
 // CopyConfig configures [Copy]. The zero value is good.
 type CopyConfig struct {
 	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
-	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8; some more, up
-	// to 12, if the servers are far away. It is lowered to what the servers and the pools have connections for.
+	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
+	// to what the servers and the pools have connections for. If the servers are far away, up to as many chunks
+	// more are claimed and ready, each on its own connections, so that the wait for the network costs nothing.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
@@ -31,11 +32,13 @@ type CopyConfig struct {
 	Logger            *slog.Logger
 	// OnEvent is called for every chunk. It must return soon, and may be called concurrently.
 	OnEvent func(Event)
+
+	standby int // further workers, whose chunks are claimed and ready to flow
 }
 
 const (
 	roundTripsPerChunk = 5.0
-	usualChunk         = time.Second
+	usualChunk         = 400 * time.Millisecond
 	smallestChunk      = 8 << 20
 	largestChunk       = 64 << 20
 	// spareConnections are those of the pools that are not for chunks: index builds, the journal, the throttle.
@@ -50,15 +53,15 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 	}
 	if c.Workers <= 0 {
 		c.Workers = min(max(2, min(src.ParallelWorkers, dst.ParallelWorkers)/2), 8)
-		// A worker that waits for the network uses no server: others take its place.
-		waits := float64(src.RoundTrip+dst.RoundTrip) / 2 * roundTripsPerChunk
-		c.Workers += int(math.Round(float64(c.Workers) * waits / float64(usualChunk)))
-		c.Workers = min(c.Workers, 12)
 	}
-	if most := max(1, min(src.Connections, dst.Connections)-spareConnections); c.Workers > most {
+	most := max(1, min(src.Connections, dst.Connections)-spareConnections)
+	if c.Workers > most {
 		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers, "workers", most)
 		c.Workers = most
 	}
+	// While a chunk waits for the network, the rows of another can flow.
+	waits := float64(src.RoundTrip+dst.RoundTrip) / 2 * roundTripsPerChunk
+	c.standby = min(int(math.Round(float64(c.Workers)*waits/float64(usualChunk))), c.Workers, most-c.Workers)
 	if c.ChunkBytes <= 0 {
 		c.ChunkBytes = min(max(src.Size/64, smallestChunk), largestChunk)
 	}
@@ -78,14 +81,10 @@ func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := c.plan(ctx); err != nil {
-		return err
-	}
-	// What an earlier process noted is over.
-	if err := dst.Journal().setThrottle(ctx, 1, ""); err != nil {
-		return err
-	}
-	if err := c.run(ctx, c.noteThrottle); err != nil {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.plan(gctx) }) // while workers connect, and take what is planned
+	g.Go(func() error { return c.run(gctx, c.noteThrottle) })
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	tables, err := dst.Journal().Tables(ctx)
@@ -113,20 +112,26 @@ type copier struct {
 }
 
 func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*copier, error) {
-	state, err := dst.Journal().State(ctx)
-	if err != nil {
-		return nil, err
-	}
-	from, err := src.Identify(ctx)
-	if err != nil {
-		return nil, err
-	}
-	to, err := dst.Identify(ctx)
-	if err != nil {
+	var state *State
+	var from, to Identity
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		state, err = dst.Journal().State(gctx)
+		return err
+	})
+	g.Go(func() (err error) {
+		from, err = src.Identify(gctx)
+		return err
+	})
+	g.Go(func() (err error) {
+		to, err = dst.Identify(gctx)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	cfg = cfg.derived(from, to, logger(cfg.Logger))
-	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.MaxBytesPerSecond)}, nil
+	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers, cfg.MaxBytesPerSecond)}, nil
 }
 
 // run copies chunks with all workers until none is left, and watches the source meanwhile. What the throttle does
@@ -143,7 +148,7 @@ func (c *copier) run(ctx context.Context, note func(context.Context, float64, st
 		<-watched
 	}()
 	g, gctx := errgroup.WithContext(ctx)
-	for range c.cfg.Workers {
+	for range c.cfg.Workers + c.cfg.standby {
 		g.Go(func() error { return c.work(gctx) })
 	}
 	return g.Wait()
@@ -167,8 +172,14 @@ func (c *copier) noteThrottle(ctx context.Context, share float64, reason string)
 
 // plan cuts the tables that have no plan yet into chunks.
 func (c *copier) plan(ctx context.Context) error {
+	var now map[uint32]*Table
+	read, rctx := errgroup.WithContext(ctx)
+	read.Go(func() (err error) {
+		now, err = c.current(rctx)
+		return err
+	})
 	tables, err := c.dst.Journal().Tables(ctx)
-	if err != nil {
+	if err := errors.Join(err, read.Wait()); err != nil {
 		return err
 	}
 	var todo []TableStatus
@@ -179,13 +190,6 @@ func (c *copier) plan(ctx context.Context) error {
 		if t.State == TablePending {
 			todo = append(todo, t)
 		}
-	}
-	if len(todo) == 0 {
-		return nil
-	}
-	now, err := c.current(ctx)
-	if err != nil {
-		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.cfg.Workers)
@@ -257,7 +261,7 @@ func (c *copier) work(ctx context.Context) error {
 			if err != nil || left == 0 {
 				return err
 			}
-			if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			if err := sleep(ctx, 100*time.Millisecond); err != nil {
 				return err
 			}
 		case errors.Is(err, ErrRewritten):
@@ -309,7 +313,9 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 		if !c.captured.SameServer(snap.Position()) {
 			return 0, ErrFailedOver
 		}
-		ahead := newReadAhead(c.pace.writer(ctx, w), c.cfg.BufferBytes)
+		paced := c.pace.writer(ctx, w)
+		defer paced.end()
+		ahead := newReadAhead(paced, c.cfg.BufferBytes)
 		counted := &countingWriter{w: ahead}
 		n, err := snap.CopyChunk(ctx, t, chunk, counted)
 		rows, bytes = n, counted.n

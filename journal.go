@@ -110,17 +110,10 @@ func (j *Journal) exists(ctx context.Context) (exists bool, err error) {
 
 // State reads the main row. It fails with [ErrNoMigration] if there is no journal.
 func (j *Journal) State(ctx context.Context) (*State, error) {
-	exists, err := j.exists(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read the journal: %w", err)
-	}
-	if !exists {
-		return nil, ErrNoMigration
-	}
 	var s State
 	var position, captured string
 	var report []byte
-	err = j.pool.QueryRow(ctx, `
+	err := j.pool.QueryRow(ctx, `
 		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
 		       error, message, position, captured, report, p.synced_at,
 		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rounds, p.rows_applied
@@ -386,9 +379,11 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 	return list, nil
 }
 
-// chunksLeft counts the chunks that are not done.
+// chunksLeft counts the chunks that are not done, and tables that are still to be cut into some.
 func (j *Journal) chunksLeft(ctx context.Context) (left int, err error) {
-	if err = j.pool.QueryRow(ctx, `SELECT count(*) FROM heroku_migrator.chunks WHERE NOT done`).Scan(&left); err != nil {
+	err = j.pool.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM heroku_migrator.chunks WHERE NOT done) + (SELECT count(*) FROM heroku_migrator.tables WHERE state = 'pending')`).Scan(&left)
+	if err != nil {
 		err = fmt.Errorf("journal: count chunks: %w", err)
 	}
 	return left, err
@@ -405,25 +400,30 @@ func (j *Journal) setFilenodes(ctx context.Context, table *Table, now map[uint32
 }
 
 func setFilenodes(ctx context.Context, tx pgx.Tx, id uint32, now map[uint32]uint32) error {
-	var text []byte
-	if err := tx.QueryRow(ctx, `SELECT spec FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, id).Scan(&text); err != nil {
-		return fmt.Errorf("note a table's files: %w", err)
-	}
-	var t Table
-	if err := json.Unmarshal(text, &t); err != nil {
-		return fmt.Errorf("note a table's files: %w", err)
-	}
-	for i, l := range t.Leaves {
-		t.Leaves[i].Filenode = now[l.ID]
-	}
-	text, err := json.Marshal(t)
+	var spec []byte
+	err := tx.QueryRow(ctx, `SELECT spec FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, id).Scan(&spec)
 	if err == nil {
-		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET spec = $2 WHERE id = $1`, id, string(text))
+		spec, err = withFilenodes(spec, now)
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.tables SET spec = $2 WHERE id = $1`, id, string(spec))
 	}
 	if err != nil {
 		return fmt.Errorf("note a table's files: %w", err)
 	}
 	return nil
+}
+
+// withFilenodes returns a table's entry with other files.
+func withFilenodes(spec []byte, now map[uint32]uint32) ([]byte, error) {
+	var t Table
+	if err := json.Unmarshal(spec, &t); err != nil {
+		return nil, err
+	}
+	for i, l := range t.Leaves {
+		t.Leaves[i].Filenode = now[l.ID]
+	}
+	return json.Marshal(t)
 }
 
 // AddObjects records the source's schema.

@@ -280,8 +280,16 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 		restarted = false
 		var plan int
-		err := tx.QueryRow(ctx, `SELECT plan FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, t.ID).Scan(&plan)
+		var spec []byte
+		err := tx.QueryRow(ctx, `SELECT plan, spec FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, t.ID).Scan(&plan, &spec)
 		if err != nil || plan != after {
+			return err
+		}
+		files := map[uint32]uint32{}
+		for _, l := range t.Leaves {
+			files[l.ID] = l.Filenode
+		}
+		if spec, err = withFilenodes(spec, files); err != nil {
 			return err
 		}
 		var batch pgx.Batch
@@ -304,16 +312,9 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 			INSERT INTO heroku_migrator.chunks (table_id, no, priority, spec, bytes)
 			SELECT $1, (c.spec ->> 'no')::int, $2, c.spec, c.bytes FROM unnest($3::jsonb[], $4::int8[]) AS c(spec, bytes)`,
 			int64(t.ID), -t.Bytes(), specs, sizes)
-		batch.Queue(`UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying' WHERE id = $1`, t.ID)
-		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
-			return err
-		}
-		files := map[uint32]uint32{}
-		for _, l := range t.Leaves {
-			files[l.ID] = l.Filenode
-		}
+		batch.Queue(`UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying', spec = $2 WHERE id = $1`, t.ID, string(spec))
 		restarted = true
-		return setFilenodes(ctx, tx, t.ID, files)
+		return tx.SendBatch(ctx, &batch).Close()
 	})
 	if err != nil {
 		return false, fmt.Errorf("plan the copy of %s: %w", t, err)

@@ -62,10 +62,11 @@ const (
 // goes back up, more slowly. It returns when the context is done.
 func throttle(ctx context.Context, src Source, p *pace, cfg ThrottleConfig, note func(context.Context, float64, string)) {
 	if cfg.Off {
+		note(ctx, 1, "")
 		return
 	}
 	best := time.Duration(math.MaxInt64)
-	share, noted := 1.0, ""
+	share, noted := 1.0, "an earlier process" // whose note may still be there
 	for first := true; ; first = false {
 		load, err := src.Load(ctx)
 		if err == nil {
@@ -102,14 +103,15 @@ func throttle(ctx context.Context, src Source, p *pace, cfg ThrottleConfig, note
 // pace slows down what workers of this process copy: to a limit in bytes per second for all of them, and to a share
 // of the time for each.
 type pace struct {
-	limit *rate.Limiter
-	share atomic.Uint64 // the bits of a float64: which part of the time a worker may spend on copying
+	streams chan struct{} // one for each chunk whose rows flow now
+	limit   *rate.Limiter
+	share   atomic.Uint64 // the bits of a float64: which part of the time a worker may spend on copying
 }
 
 const paceBurst = 1 << 20
 
-func newPace(bytesPerSecond int64) *pace {
-	p := &pace{limit: rate.NewLimiter(rate.Inf, 0)}
+func newPace(streams int, bytesPerSecond int64) *pace {
+	p := &pace{streams: make(chan struct{}, streams), limit: rate.NewLimiter(rate.Inf, 0)}
 	if bytesPerSecond > 0 {
 		p.limit = rate.NewLimiter(rate.Limit(bytesPerSecond), paceBurst)
 	}
@@ -119,8 +121,8 @@ func newPace(bytesPerSecond int64) *pace {
 
 // writer passes rows on, at this pace. Nobody else has to know: while it waits, the source's send buffer is full,
 // and its backend does nothing.
-func (p *pace) writer(ctx context.Context, w io.Writer) io.Writer {
-	return &pacedWriter{pace: p, ctx: ctx, w: w, last: time.Now()}
+func (p *pace) writer(ctx context.Context, w io.Writer) *pacedWriter {
+	return &pacedWriter{pace: p, ctx: ctx, w: w}
 }
 
 type pacedWriter struct {
@@ -128,9 +130,18 @@ type pacedWriter struct {
 	ctx  context.Context //nolint:containedctx // an io.Writer has no other way to it
 	w    io.Writer
 	last time.Time
+	flow bool // it is one of the streams
 }
 
 func (w *pacedWriter) Write(b []byte) (int, error) {
+	if !w.flow {
+		select {
+		case <-w.ctx.Done():
+			return 0, w.ctx.Err()
+		case w.streams <- struct{}{}:
+			w.flow, w.last = true, time.Now()
+		}
+	}
 	n, err := w.w.Write(b)
 	for left := n; left > 0 && err == nil; left -= paceBurst {
 		if w.limit.Limit() != rate.Inf {
@@ -143,6 +154,13 @@ func (w *pacedWriter) Write(b []byte) (int, error) {
 	}
 	w.last = time.Now()
 	return n, err
+}
+
+// end lets another chunk's rows flow.
+func (w *pacedWriter) end() {
+	if w.flow {
+		<-w.streams
+	}
 }
 
 // Load implements [Source].
