@@ -17,8 +17,8 @@ import (
 type CopyConfig struct {
 	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
 	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
-	// to what the servers and the pools have connections for. If the servers are far away, up to as many chunks
-	// more are claimed and ready, each on its own connections, so that the wait for the network costs nothing.
+	// to what the servers and the pools have connections for. If the servers are far away, up to twice as many chunks
+	// more are claimed and ready, each on its own connections, so that waits for the network cost little.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
@@ -59,9 +59,10 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers, "workers", most)
 		c.Workers = most
 	}
-	// While a chunk waits for the network, the rows of another can flow.
+	// While a chunk waits for the network, the rows of another can flow: for each round trip there are others, half as
+	// many again since chunks come and go in bursts.
 	waits := float64(src.RoundTrip+dst.RoundTrip) / 2 * roundTripsPerChunk
-	c.standby = min(int(math.Round(float64(c.Workers)*waits/float64(usualChunk))), c.Workers, most-c.Workers)
+	c.standby = min(int(math.Round(1.5*float64(c.Workers)*waits/float64(usualChunk))), 2*c.Workers, most-c.Workers)
 	if c.ChunkBytes <= 0 {
 		c.ChunkBytes = min(max(src.Size/64, smallestChunk), largestChunk)
 	}
@@ -131,7 +132,7 @@ func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*co
 		return nil, err
 	}
 	cfg = cfg.derived(from, to, logger(cfg.Logger))
-	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers, cfg.MaxBytesPerSecond)}, nil
+	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers+cfg.standby/3, cfg.MaxBytesPerSecond)}, nil
 }
 
 // run copies chunks with all workers until none is left, and watches the source meanwhile. What the throttle does
@@ -304,6 +305,8 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 		}()
 	})
 	var waited bool
+	var paced *pacedWriter
+	defer func() { paced.end() }() // when the target has taken all of it, whatever the network holds meanwhile
 	chunk, err = c.dst.CopyChunk(ctx, func(ctx context.Context, t *Table, chunk *Chunk, w io.Writer) (int64, error) {
 		waited = true
 		defer shut()
@@ -313,8 +316,7 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 		if !c.captured.SameServer(snap.Position()) {
 			return 0, ErrFailedOver
 		}
-		paced := c.pace.writer(ctx, w)
-		defer paced.end()
+		paced = c.pace.writer(ctx, w)
 		ahead := newReadAhead(paced, c.cfg.BufferBytes)
 		counted := &countingWriter{w: ahead}
 		n, err := snap.CopyChunk(ctx, t, chunk, counted)

@@ -158,7 +158,7 @@ func (w *pacedWriter) Write(b []byte) (int, error) {
 
 // end lets another chunk's rows flow.
 func (w *pacedWriter) end() {
-	if w.flow {
+	if w != nil && w.flow {
 		<-w.streams
 	}
 }

@@ -93,7 +93,7 @@ type options struct {
 }
 
 // mostWorkers is how many copy workers there are at most unless told otherwise.
-const mostWorkers = 16 // 8, and as many on standby
+const mostWorkers = 16 // with those on standby
 
 // usageError is a mistake in the command line.
 type usageError struct{ text string }
@@ -234,7 +234,7 @@ func run(o options, out *output) error {
 	ctx, stop := stoppable(o.command)
 	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
-	conns := max(2*o.workers, mostWorkers) + 4
+	conns := max(3*o.workers, mostWorkers) + 4
 	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns})
 	if err != nil {
 		return usageError{err.Error()}

@@ -15,7 +15,10 @@ import (
 const (
 	inFlightBytes  = 64 << 20
 	inFlightBlocks = 16 << 10
-	delayBlock     = 64 << 10
+	delayBlock     = 256 << 10
+	// delayTick is how coarse the delay is: what comes and goes within it is moved at once, so that the proxy takes
+	// little of the processor that the servers need.
+	delayTick = time.Millisecond
 )
 
 // DelayProxy stands in for a distant network: it listens on an address of this machine, which it returns, and
@@ -89,15 +92,43 @@ func delayed(to, from net.Conn, delay time.Duration) {
 			if err != nil {
 				return
 			}
+			if delay > delayTick {
+				time.Sleep(delayTick)
+			}
 		}
 	}()
-	for b := range queue {
-		time.Sleep(time.Until(b.due))
-		if _, err := to.Write(b.data); err != nil {
+	var next *block // read already, and not due yet
+	for open := true; open; {
+		if next == nil {
+			b, more := <-queue
+			if !more {
+				break
+			}
+			next = &b
+		}
+		time.Sleep(time.Until(next.due))
+		due, size := net.Buffers{next.data}, int64(len(next.data))
+		next = nil
+		for waiting := true; waiting && next == nil && len(due) < 16; {
+			select {
+			case b, more := <-queue:
+				switch {
+				case !more:
+					open, waiting = false, false
+				case time.Until(b.due) > delayTick:
+					next = &b
+				default:
+					due, size = append(due, b.data), size+int64(len(b.data))
+				}
+			default:
+				waiting = false
+			}
+		}
+		if _, err := due.WriteTo(to); err != nil {
 			_ = from.Close() // so that its reader ends
 			return
 		}
-		room.Release(int64(len(b.data)))
+		room.Release(size)
 	}
 	if half, ok := to.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
