@@ -95,7 +95,7 @@ func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 		t.ID, t.keyList(""), t.Only())); err != nil {
 		return 0, fmt.Errorf("stage keys of %s: %w", t, err)
 	}
-	_, err = stream(ctx,
+	_, err = stream(ctx, defaultBuffer,
 		func(ctx context.Context, w io.Writer) error {
 			_, err := snap.CopyKeys(ctx, t, c.Since, w)
 			return err
@@ -110,7 +110,7 @@ func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 	if err != nil {
 		return 0, fmt.Errorf("delete changed rows of %s: %w", t, err)
 	}
-	inserted, err := stream(ctx,
+	inserted, err := stream(ctx, defaultBuffer,
 		func(ctx context.Context, w io.Writer) error {
 			_, err := snap.CopyRows(ctx, t, c.Since, w)
 			return err
@@ -284,7 +284,7 @@ type touchRows = func(ctx context.Context, table *Table, keys io.Reader, all boo
 // brings them to the source's state, and forgets them here.
 func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touchRows) error {
 	for _, w := range written {
-		_, err := stream(ctx,
+		_, err := stream(ctx, defaultBuffer,
 			func(ctx context.Context, out io.Writer) error {
 				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.keyList(""), logName(w.table.ID)), out)
 				return err

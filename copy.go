@@ -23,8 +23,6 @@ type CopyConfig struct {
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
 	ChunkBytes int64
-	// BufferBytes is how much each worker reads ahead of what the target has taken. Default: 1 MiB.
-	BufferBytes int
 	// MaxBytesPerSecond limits what this process copies, all workers together, in bytes as they are sent.
 	// Default: no limit.
 	MaxBytesPerSecond int64
@@ -48,9 +46,6 @@ const (
 // derived fills in what depends on the servers.
 func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 	c.Logger = logger
-	if c.BufferBytes <= 0 {
-		c.BufferBytes = 1 << 20
-	}
 	if c.Workers <= 0 {
 		c.Workers = min(max(2, min(src.ParallelWorkers, dst.ParallelWorkers)/2), 8)
 	}
@@ -317,14 +312,9 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 			return 0, ErrFailedOver
 		}
 		paced = c.pace.writer(ctx, w)
-		ahead := newReadAhead(paced, c.cfg.BufferBytes)
-		counted := &countingWriter{w: ahead}
+		counted := &countingWriter{w: paced}
 		n, err := snap.CopyChunk(ctx, t, chunk, counted)
 		rows, bytes = n, counted.n
-		shut() // before the target has taken the rest
-		if closeErr := ahead.Close(); err == nil {
-			err = closeErr
-		}
 		return n, err
 	})
 	cancel()

@@ -236,7 +236,7 @@ func (p *PlanetScale) stageExtensionRows(ctx context.Context, tx pgx.Tx, snap Sn
 	if _, err := tx.Exec(ctx, `DROP TABLE IF EXISTS pg_temp.heroku_migrator_rows; CREATE TEMP TABLE heroku_migrator_rows (`+strings.Join(columns, ", ")+`) ON COMMIT DROP`); err != nil {
 		return err
 	}
-	_, err := stream(ctx,
+	_, err := stream(ctx, defaultBuffer,
 		func(ctx context.Context, w io.Writer) error {
 			_, err := snap.CopyExtensionTable(ctx, from, names, w)
 			return err

@@ -97,7 +97,7 @@ func (p *PlanetScale) CompareLargeObjects(ctx context.Context, open openSnapshot
 				return err
 			}
 			defer closeSnapshot(gctx, snap)
-			if _, err := stream(gctx,
+			if _, err := stream(gctx, defaultBuffer,
 				func(ctx context.Context, w io.Writer) error {
 					_, err := snap.LargeObjects(ctx, w)
 					return err
@@ -233,7 +233,7 @@ func copyLargeObjects(ctx context.Context, tx pgx.Tx, open openSnapshot, batch i
 		return 0, 0, err
 	}
 	defer closeSnapshot(ctx, snap)
-	if _, err := stream(ctx,
+	if _, err := stream(ctx, defaultBuffer,
 		func(ctx context.Context, w io.Writer) error {
 			_, err := snap.CopyLargeObjects(ctx, pieces, w)
 			return err

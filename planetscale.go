@@ -1,7 +1,6 @@
 package migrator
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +20,9 @@ import (
 type PlanetScaleConfig struct {
 	// MaxConns bounds the connections to the target. One more holds the lead. Default: 10.
 	MaxConns int
+	// BufferBytes is how much is read ahead of what the target has taken, for each chunk that is being copied.
+	// Default: 1 MiB.
+	BufferBytes int
 }
 
 // PlanetScale is a [Target] on PlanetScale Postgres, or any Postgres whose role owns its database.
@@ -28,6 +30,7 @@ type PlanetScale struct {
 	url     *pgurl.URL
 	pool    *pgxpool.Pool
 	journal *Journal
+	buffer  int
 
 	ops    operatorCache
 	mu     sync.Mutex
@@ -46,6 +49,9 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 	if cfg.MaxConns <= 0 {
 		cfg.MaxConns = 10
 	}
+	if cfg.BufferBytes <= 0 {
+		cfg.BufferBytes = defaultBuffer
+	}
 	// No search_path: functions in constraints and generated columns see the one that they see in production.
 	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
 		"lock_timeout":                        "0",
@@ -56,7 +62,7 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	return &PlanetScale{url: url, pool: pool, journal: NewJournal(pool)}, nil
+	return &PlanetScale{url: url, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}, nil
 }
 
 // Close closes the connections.
@@ -167,7 +173,7 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 	var read1, written int64
 	counted := &countingWriter{}
 	if chunk != nil {
-		written, err = stream(ctx,
+		written, err = stream(ctx, p.buffer,
 			func(ctx context.Context, w io.Writer) (err error) {
 				counted.w = w
 				read1, err = read(ctx, table, chunk, counted)
@@ -230,9 +236,9 @@ func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64
 
 // stream connects a writer of rows with a reader of rows. Of two errors it returns the one that came first,
 // which is the cause of the other.
-func stream(ctx context.Context, write func(context.Context, io.Writer) error, read func(context.Context, io.Reader) (int64, error)) (int64, error) {
-	r, w := io.Pipe()
-	writeErr := make(chan error, 1)
+func stream(ctx context.Context, size int, write func(context.Context, io.Writer) error, read func(context.Context, io.Reader) (int64, error)) (int64, error) {
+	pipe := newBlockPipe(size)
+	ended := make(chan error, 1)
 	var first error
 	var once sync.Once
 	fail := func(err error) error {
@@ -244,22 +250,21 @@ func stream(ctx context.Context, write func(context.Context, io.Writer) error, r
 	go func() {
 		err := errWriterGone
 		defer func() { // whatever ends the writer, a panic too, ends the reader
-			_ = w.CloseWithError(fail(err)) // always nil
-			writeErr <- err
+			pipe.end(fail(err))
+			ended <- err
 		}()
-		// One hand-over for many rows, even from a source that writes each on its own.
-		buf := bufio.NewWriterSize(w, 128<<10)
-		if err = write(ctx, buf); err == nil {
-			err = buf.Flush()
-		}
+		err = write(ctx, pipe)
 	}()
-	n, err := read(ctx, r)
-	_ = r.CloseWithError(fail(err)) // always nil
-	if e := <-writeErr; e != nil || err != nil {
+	n, err := read(ctx, pipe)
+	pipe.leave(fail(err))
+	if e := <-ended; e != nil || err != nil {
 		return n, first
 	}
 	return n, nil
 }
+
+// defaultBuffer is how much is read ahead where nobody says.
+const defaultBuffer = 1 << 20
 
 var errWriterGone = errors.New("the writer of rows ended without a word")
 
