@@ -38,7 +38,8 @@ func (p *blockPipe) Write(b []byte) (int, error) {
 				return 0, p.goneErr
 			case p.room <- struct{}{}:
 			}
-			p.writing = pipeBlocks.Get().(*[pipeBlock]byte)[:0]
+			block, _ := pipeBlocks.Get().(*[pipeBlock]byte)
+			p.writing = block[:0]
 		}
 		n := min(cap(p.writing)-len(p.writing), len(left))
 		p.writing = append(p.writing, left[:n]...)

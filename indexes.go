@@ -17,7 +17,7 @@ import (
 // IndexConfig configures [BuildIndexes]. The zero value is good.
 type IndexConfig struct {
 	// Workers is how many indexes are built at once, of one table or of several; each build may have parallel
-	// workers of its own. Default: half of the target's max_parallel_workers, 2 to 4.
+	// workers of its own. Default: a quarter of the target's max_parallel_workers, 2 to 4.
 	Workers int
 	Logger  *slog.Logger
 	// OnEvent is called when an index is built, and when a table has all of them.
@@ -126,7 +126,7 @@ func newIndexer(ctx context.Context, dst Target, cfg IndexConfig) (*indexer, err
 		if err != nil {
 			return nil, err
 		}
-		cfg.Workers = min(max(2, id.ParallelWorkers/2), 4)
+		cfg.Workers = min(max(2, id.ParallelWorkers/4), 4)
 	}
 	objects, err := dst.Journal().Objects(ctx)
 	if err != nil {

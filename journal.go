@@ -183,7 +183,7 @@ const divisionByZero = "22012"
 // rollback ends a transaction that failed, unless its connection is gone, and the transaction with it.
 func rollback(ctx context.Context, conn *pgxpool.Conn) error {
 	if conn.Conn().IsClosed() || ctx.Err() != nil { // it is closed when it is given back in a transaction
-		return nil
+		return nil //nolint:nilerr // the caller has the cause
 	}
 	_, err := conn.Exec(ctx, "ROLLBACK")
 	return err

@@ -138,12 +138,12 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 }
 
 // buildSettings give index builds what a server of this size can spare: a quarter of shared_buffers, which is a
-// sixteenth of the memory where that is set as usual, and half of its parallel workers.
+// sixteenth of the memory where that is set as usual, and a quarter of its parallel workers.
 const buildSettings = `
 	set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024,
 		least(2097152, pg_size_bytes(current_setting('shared_buffers')) / 4 / 1024)) || 'kB', true),
 	set_config('max_parallel_maintenance_workers', greatest(current_setting('max_parallel_maintenance_workers')::int,
-		current_setting('max_parallel_workers')::int / 2)::text, true)`
+		current_setting('max_parallel_workers')::int / 4)::text, true)`
 
 // CopyChunk implements [Target]. The claim is a row lock of the very transaction that carries the rows:
 // whoever dies gives its chunk back, and nobody else can copy it meanwhile. Statements travel together where

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ type follow struct {
 func (b *bench) startOurs(ctx context.Context, j *job, source, target string) (*follow, error) {
 	f := &follow{told: make(chan struct{})}
 	j.cleanUp = b.abort
-	f.cmd = j.command(ctx, b.migrate, "run", "--until", "in-sync", "--json", "--pg-dump", filepath.Join(b.tools, "pg_dump"))
+	f.cmd = j.command(ctx, b.migrate, "run", "--until", "in-sync", "--json", "--workers", strconv.Itoa(jobs), "--pg-dump", filepath.Join(b.tools, "pg_dump"))
 	f.cmd.Env = append(slices.Clone(j.env), "HEROKU_URL="+source, "PLANETSCALE_URL="+target)
 	f.cmd.Stderr = &f.said
 	r, w, err := os.Pipe() // not StdoutPipe, whose end Wait closes
@@ -213,7 +214,7 @@ func dataPhase(ctx context.Context) (err error) {
 		return err
 	}
 	begin := time.Now()
-	if err := migrator.Copy(ctx, src, dst, migrator.CopyConfig{}); err != nil {
+	if err := migrator.Copy(ctx, src, dst, migrator.CopyConfig{Workers: jobs}); err != nil {
 		return err
 	}
 	fmt.Println(time.Since(begin))
