@@ -18,7 +18,7 @@ type CopyConfig struct {
 	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
 	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
 	// to what the servers and the pools have connections for. If the servers are far away, up to twice as many chunks
-	// more are claimed and ready, each on its own connections, so that waits for the network cost little; one is always ready.
+	// more are claimed and ready, each on its own connections, so that waits for the network cost little; one is always ready, unless Workers is 1.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 16 to 64 MiB.
@@ -54,10 +54,10 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers, "workers", most)
 		c.Workers = most
 	}
-	// While a chunk is claimed or committed, the rows of another can flow: one more is always ready, and if the network
+	// While a chunk is claimed or committed, the rows of another can flow: one more is always ready (but not where one at a time was asked for), and if the network
 	// makes them wait, as many as it takes, half as many again since chunks come and go in bursts.
 	waits := float64(src.RoundTrip+dst.RoundTrip) / 2 * roundTripsPerChunk
-	c.standby = min(1+int(math.Round(1.5*float64(c.Workers)*waits/float64(usualChunk))), 2*c.Workers, most-c.Workers)
+	c.standby = min(min(c.Workers-1, 1)+int(math.Round(1.5*float64(c.Workers)*waits/float64(usualChunk))), 2*c.Workers, most-c.Workers)
 	if c.ChunkBytes <= 0 {
 		c.ChunkBytes = min(max(src.Size/64, smallestChunk), largestChunk)
 	}
