@@ -18,7 +18,7 @@ type CopyConfig struct {
 	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
 	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
 	// to what the servers and the pools have connections for. If the servers are far away, up to twice as many chunks
-	// more are claimed and ready, each on its own connections, so that waits for the network cost little; one is always ready, unless Workers is 1.
+	// more are claimed and ready, each on its own connections, and for every third of these one more flows, so that waits for the network cost little; one is always ready, unless Workers is 1.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 16 to 64 MiB.
@@ -40,7 +40,7 @@ const (
 	smallestChunk      = 16 << 20
 	largestChunk       = 64 << 20
 	// spareConnections are those of the pools that are not for chunks: index builds, the journal, the throttle.
-	spareConnections = 4
+	spareConnections = 6
 )
 
 // derived fills in what depends on the servers.
@@ -63,6 +63,7 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 	}
 	if src.Version < 140000 { // a range of pages could only be had by reading all of them
 		c.ChunkBytes = math.MaxInt64
+		c.standby = 0 // it would hold its snapshot for as long as other tables take
 	}
 	return c
 }
@@ -105,6 +106,8 @@ type copier struct {
 	pace     *pace
 	// throttled is what the last event said; used by the goroutine of the throttle alone.
 	throttled bool
+	finish    func()        // closes finished, once
+	finished  chan struct{} // nothing is left
 }
 
 func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*copier, error) {
@@ -127,7 +130,11 @@ func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*co
 		return nil, err
 	}
 	cfg = cfg.derived(from, to, logger(cfg.Logger))
-	return &copier{src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers+cfg.standby/3, cfg.MaxBytesPerSecond)}, nil
+	finished := make(chan struct{})
+	return &copier{
+		src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers+cfg.standby/3, cfg.MaxBytesPerSecond),
+		finished: finished, finish: sync.OnceFunc(func() { close(finished) }),
+	}, nil
 }
 
 // run copies chunks with all workers until none is left, and watches the source meanwhile. What the throttle does
@@ -244,21 +251,30 @@ func PlanChunks(t *Table, chunkBytes int64) []Chunk {
 // work copies chunks until none is left. A chunk that another process has claimed may come back, so it
 // waits for those too.
 func (c *copier) work(ctx context.Context) error {
-	for attempt := 0; ; {
+	for attempt, idle := 0, 0; ; {
 		began := time.Now()
-		chunk, rows, bytes, err := c.next(ctx)
+		chunk, rows, bytes, err := c.next(ctx, idle == 0)
 		switch {
 		case err == nil && chunk != nil:
-			attempt = 0
+			attempt, idle = 0, 0
 			notify(c.cfg.OnEvent, Event{Kind: EventChunk, Phase: PhaseCopying, Table: &Table{Relation: chunk.Leaf}, Rows: rows, Bytes: bytes, Took: time.Since(began),
 				Message: fmt.Sprintf("%s: chunk %d copied", chunk.Leaf, chunk.No)})
 		case err == nil:
 			left, err := c.dst.Journal().chunksLeft(ctx)
-			if err != nil || left == 0 {
+			if err != nil {
 				return err
 			}
-			if err := sleep(ctx, 50*time.Millisecond); err != nil {
-				return err
+			if left == 0 {
+				c.finish()
+				return nil
+			}
+			idle++
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-c.finished: // by another worker, who found nothing left
+				return nil
+			case <-time.After(backoff(idle, 50*time.Millisecond, time.Second)):
 			}
 		case errors.Is(err, ErrRewritten):
 			if err := c.restart(ctx, chunk); err != nil {
@@ -277,19 +293,24 @@ func (c *copier) work(ctx context.Context) error {
 	}
 }
 
-// next copies one chunk, if there is one that nobody has.
-func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err error) {
-	// The snapshot is opened while the chunk is claimed: one wait for the network, not two.
-	opening, cancel := context.WithCancel(ctx)
+// next copies one chunk, if there is one that nobody has. The snapshot is opened while the chunk is claimed, if one is
+// likely to be had: one wait for the network, not two. A snapshot in vain is waited for: to cancel it would cost the source a
+// connection.
+func (c *copier) next(ctx context.Context, likely bool) (chunk *Chunk, rows, bytes int64, err error) {
 	opened := make(chan error, 1)
 	var snap Snapshot
-	go func() {
-		s, err := c.src.Snapshot(opening)
-		if err == nil {
-			snap = s
-		}
-		opened <- err
-	}()
+	open := sync.OnceFunc(func() {
+		go func() {
+			s, err := c.src.Snapshot(ctx)
+			if err == nil {
+				snap = s
+			}
+			opened <- err
+		}()
+	})
+	if likely {
+		open()
+	}
 	closed := make(chan struct{})
 	shut := sync.OnceFunc(func() { // in the background: the target still works on the last rows
 		go func() {
@@ -305,6 +326,7 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 	chunk, err = c.dst.CopyChunk(ctx, func(ctx context.Context, t *Table, chunk *Chunk, w io.Writer) (int64, error) {
 		waited = true
 		defer shut()
+		open()
 		if err := <-opened; err != nil {
 			return 0, err
 		}
@@ -317,13 +339,14 @@ func (c *copier) next(ctx context.Context) (chunk *Chunk, rows, bytes int64, err
 		rows, bytes = n, counted.n
 		return n, err
 	})
-	cancel()
-	if !waited {
-		if err := <-opened; err == nil { // in vain
-			shut()
-		} else {
-			close(closed)
-		}
+	switch {
+	case waited:
+	case !likely:
+		return chunk, rows, bytes, err
+	case <-opened == nil: // in vain
+		shut()
+	default:
+		return chunk, rows, bytes, err
 	}
 	<-closed
 	return chunk, rows, bytes, err

@@ -184,6 +184,38 @@ func TestSnapshotOlderThanThePlan(t *testing.T) {
 	require.Positive(t, n)
 }
 
+// I2: who plans a table anew when all of its chunks are done was late, and may not empty it.
+func TestLateRestartLeavesAFinishedTable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, wideTable, wideRows).live(t)
+	table, status := w.table(t, "wide"), w.statuses(t)[0]
+	restarted, err := w.dst.Restart(t.Context(), table, status.Plan, migrator.PlanChunks(table, chunkBytes))
+	require.NoError(t, err)
+	require.False(t, restarted)
+	require.Equal(t, migrator.TableLive, w.statuses(t)[0].State)
+	w.requireSame(t)
+}
+
+// I7: workers that wait for somebody else's chunk leave the source alone.
+func TestIdleWorkersLeaveTheSourceAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, wideTable, `INSERT INTO wide SELECT i, i + 0, 'x' FROM generate_series(1, 10) i`).captured(t)
+	var snapshots atomic.Int32
+	held := make(chan struct{})
+	src := hookedSource{Source: w.src, opened: func() { snapshots.Add(1) }, copied: func(*migrator.Chunk) { <-held }}
+	done := make(chan error, 1)
+	go func() { done <- migrator.Copy(t.Context(), src, w.dst, migrator.CopyConfig{Workers: 4}) }()
+	time.Sleep(2 * time.Second)
+	before := snapshots.Load()
+	time.Sleep(2 * time.Second)
+	require.Equal(t, before, snapshots.Load())
+	require.LessOrEqual(t, before, int32(6), "each worker tries once")
+	close(held)
+	require.NoError(t, <-done)
+	w.indexed(t)
+	w.requireSame(t)
+}
+
 // I2: the copy of an inheritance parent starts over without the children, whose chunks are done.
 func TestInheritanceParentRewrittenAfterItsChildWasCopied(t *testing.T) {
 	t.Parallel()

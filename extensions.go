@@ -151,9 +151,9 @@ func (s *herokuSnapshot) CopyExtensionTable(ctx context.Context, t *ExtensionTab
 	return n, nil
 }
 
-// copyExtensionRows makes the users' rows in tables of extensions those that the source has. A table that cannot be
-// written is left as it is, and reported: its rows can be entered by hand, and are no reason not to switch. So
-// is one without such rows on the source: what is there is the platform's.
+// copyExtensionRows makes the users' rows in tables of extensions those that the source has. An extension one
+// of whose tables cannot be written is left as it is, and reported: its rows can be entered by hand, and are no reason not to
+// switch. So is a table without such rows on the source: what is there is the platform's.
 func (p *PlanetScale) copyExtensionRows(ctx context.Context, tx pgx.Tx, final Final) error {
 	var todo []ExtensionTable
 	for _, t := range final.Extensions {
@@ -181,30 +181,30 @@ func (p *PlanetScale) copyExtensionRows(ctx context.Context, tx pgx.Tx, final Fi
 			failed[i] = errors.New("it is not on the target")
 		}
 	}
-	// Those that refer to others are emptied before, and filled after them.
-	for i := len(todo) - 1; i >= 0; i-- {
-		if failed[i] == nil && todo[i].Sequence == nil {
-			if failed[i], err = attempt(ctx, tx, func(tx pgx.Tx) error {
-				undo := fmt.Sprintf(`DELETE FROM %s %s`, pairs[i].Ident(), pairs[i].Condition)
-				_, err := tx.Exec(ctx, undo)
-				return err
-			}); err != nil {
-				return err
+	for { // an extension whose rows are refused keeps what it has: all is undone, and done again without it
+		culprit := -1
+		var fatal error
+		refused, err := attempt(ctx, tx, func(tx pgx.Tx) (err error) {
+			culprit, fatal, err = p.replaceExtensionRows(ctx, tx, final.Snapshot, todo, pairs, failed)
+			return err
+		})
+		if err := errors.Join(fatal, err); err != nil {
+			return err
+		}
+		if refused == nil {
+			break
+		}
+		for i := range todo {
+			switch {
+			case i == culprit:
+				failed[i] = refused
+			case todo[i].Extension == todo[culprit].Extension && failed[i] == nil:
+				failed[i] = fmt.Errorf("%s of the same extension: %w", todo[culprit].Relation, refused)
 			}
 		}
 	}
 	for i := range todo {
 		t := &todo[i]
-		if failed[i] == nil && t.Sequence == nil {
-			if err := p.stageExtensionRows(ctx, tx, final.Snapshot, t, pairs[i]); err != nil {
-				return err
-			}
-		}
-		if failed[i] == nil {
-			if failed[i], err = attempt(ctx, tx, func(tx pgx.Tx) error { return fillExtensionTable(ctx, tx, t, pairs[i]) }); err != nil {
-				return err
-			}
-		}
 		if failed[i] != nil && (t.Sequence == nil || pairs[i] != nil) {
 			message := fmt.Sprintf("%d rows of users in %s could not be copied to the target, and have to be entered by hand: %v", t.Rows, t, failed[i])
 			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.events (kind, phase, message) VALUES ($1, $2, $3)`, string(EventWarning), string(PhaseSwitched), message); err != nil {
@@ -214,6 +214,32 @@ func (p *PlanetScale) copyExtensionRows(ctx context.Context, tx pgx.Tx, final Fi
 	}
 	_, err = tx.Exec(ctx, `SET LOCAL row_security = off`)
 	return err
+}
+
+// replaceExtensionRows empties and fills the tables that have not failed. Those that refer to others are emptied before, and
+// filled after them. It returns the table at which it failed; fatal, if the source could not be read.
+func (p *PlanetScale) replaceExtensionRows(ctx context.Context, tx pgx.Tx, snap Snapshot, todo []ExtensionTable, pairs []*ExtensionTable, failed []error) (culprit int, fatal, err error) {
+	for i := len(todo) - 1; i >= 0; i-- {
+		if failed[i] == nil && todo[i].Sequence == nil {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s %s`, pairs[i].Ident(), pairs[i].Condition)); err != nil {
+				return i, nil, err
+			}
+		}
+	}
+	for i := range todo {
+		if failed[i] != nil {
+			continue
+		}
+		if todo[i].Sequence == nil {
+			if err := p.stageExtensionRows(ctx, tx, snap, &todo[i], pairs[i]); err != nil {
+				return i, err, err
+			}
+		}
+		if err := fillExtensionTable(ctx, tx, &todo[i], pairs[i]); err != nil {
+			return i, nil, err
+		}
+	}
+	return -1, nil, nil
 }
 
 // attempt runs fn in a savepoint. A failure of the statement is returned apart from one of the connection.

@@ -17,7 +17,7 @@ import (
 
 // HerokuConfig configures [OpenHeroku]. The zero value is good.
 type HerokuConfig struct {
-	// MaxConns bounds the connections to the source. Default: 10.
+	// MaxConns bounds the connections to the source. Default: 16, opened as they are needed.
 	MaxConns int
 	// PgDump and PgRestore are the programs' paths. Default: the newest found, see [OpenHeroku].
 	PgDump, PgRestore string
@@ -46,7 +46,7 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	if cfg.MaxConns <= 0 {
-		cfg.MaxConns = 10
+		cfg.MaxConns = 16
 	}
 	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
 		"search_path":                         "", // names come out in full

@@ -202,16 +202,16 @@ func (x *indexer) table(ctx context.Context, t TableStatus) error {
 	return nil
 }
 
-// byGroups builds a large table's indexes, each in a transaction of its own if it may take long: first constraints, which
+// byGroups builds a large table's indexes, each in a transaction of its own if it may take long: first constraints, and the like, which
 // take the table for themselves; then indexes, several at once; then what refers to them.
 func (x *indexer) byGroups(ctx context.Context, t TableStatus, objects []SchemaObject) error {
-	var constraints, indexes, rest []SchemaObject
+	var alone, indexes, rest []SchemaObject
 	for _, o := range objects {
-		switch o.Type {
-		case "CONSTRAINT":
-			constraints = append(constraints, o)
-		case "INDEX":
+		switch {
+		case o.Type == "INDEX" && !strings.Contains(o.SQL, "ALTER TABLE "):
 			indexes = append(indexes, o)
+		case o.Type == "CONSTRAINT", o.Type == "INDEX": // one that marks the table takes a lock that builds beside it hold off
+			alone = append(alone, o)
 		default:
 			rest = append(rest, o)
 		}
@@ -231,7 +231,7 @@ func (x *indexer) byGroups(ctx context.Context, t TableStatus, objects []SchemaO
 		}
 		return err
 	}
-	for group := range slices.Chunk(constraints, small) {
+	for group := range slices.Chunk(alone, small) {
 		if err := build(ctx, group); err != nil {
 			return err
 		}

@@ -425,7 +425,7 @@ func (m *Migrator) copy(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		err := BuildIndexesMeanwhile(gctx, m.cfg.Target, copied, m.cfg.Indexes)
-		if failed := new(ObjectError); errors.As(err, &failed) { // the copy goes on; the next phase tries again
+		if failed := new(ObjectError); errors.As(err, &failed) { // the copy goes on; the next phase reports it
 			m.log.WarnContext(ctx, "an index could not be built", "error", err)
 			m.publish(Event{Kind: EventWarning, Phase: PhaseCopying, Message: err.Error()})
 			return nil

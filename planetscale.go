@@ -18,7 +18,7 @@ import (
 
 // PlanetScaleConfig configures [OpenPlanetScale]. The zero value is good.
 type PlanetScaleConfig struct {
-	// MaxConns bounds the connections to the target. One more holds the lead. Default: 10.
+	// MaxConns bounds the connections to the target. One more holds the lead. Default: 16, opened as they are needed.
 	MaxConns int
 	// BufferBytes is how much is read ahead of what the target has taken, for each chunk that is being copied.
 	// Default: 1 MiB.
@@ -47,7 +47,7 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	if cfg.MaxConns <= 0 {
-		cfg.MaxConns = 10
+		cfg.MaxConns = 16
 	}
 	if cfg.BufferBytes <= 0 {
 		cfg.BufferBytes = defaultBuffer
@@ -123,7 +123,9 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 		return nil
 	}
 	// What a dump expects: names are written in full. All of it is one script, and so one round trip.
-	script := []string{`SELECT set_config('search_path', '', true), ` + buildSettings}
+	// It begins with a name, by which the progress of a build is told from others.
+	name := strings.ReplaceAll(objects[0].String(), "*/", "* /")
+	script := []string{`/* ` + strings.ReplaceAll(name, "/*", "/ *") + ` */ SELECT set_config('search_path', '', true), ` + buildSettings}
 	ids := make([]string, len(objects))
 	for i, o := range objects {
 		ids[i] = strconv.Itoa(o.ID)
@@ -209,12 +211,11 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 	batch.Queue(`
 		SELECT c.spec, t.spec FROM heroku_migrator.chunks c JOIN heroku_migrator.tables t ON t.id = c.table_id
 		WHERE NOT c.done ORDER BY c.priority, c.no LIMIT 1 FOR UPDATE OF c SKIP LOCKED`).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&spec, &tableSpec) })
-	err := conn.SendBatch(ctx, &batch).Close()
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil, nil
-	}
-	if err != nil {
+		Query(func(rows pgx.Rows) error {
+			_, err := pgx.ForEachRow(rows, []any{&spec, &tableSpec}, func() error { return nil })
+			return err
+		})
+	if err := conn.SendBatch(ctx, &batch).Close(); err != nil || spec == nil {
 		return nil, nil, err
 	}
 	chunk, table := new(Chunk), new(Table)
@@ -290,6 +291,15 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 		if err != nil || plan != after {
 			return err
 		}
+		// The locks on the chunks' rows come first: whoever is copying one of them ends before. If all are done then, whoever
+		// asked for this was late: the table may be live by now.
+		var chunksNow, undone int
+		err = tx.QueryRow(ctx, `
+			SELECT count(*), count(*) FILTER (WHERE NOT done)
+			FROM (SELECT done FROM heroku_migrator.chunks WHERE table_id = $1 FOR UPDATE) AS c`, t.ID).Scan(&chunksNow, &undone)
+		if err != nil || (chunksNow > 0 && undone == 0) {
+			return err
+		}
 		files := map[uint32]uint32{}
 		for _, l := range t.Leaves {
 			files[l.ID] = l.Filenode
@@ -298,7 +308,6 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 			return err
 		}
 		var batch pgx.Batch
-		// The locks on the chunks' rows come first: whoever is copying one of them ends before.
 		batch.Queue(`DELETE FROM heroku_migrator.chunks WHERE table_id = $1`, t.ID)
 		if plan > 0 {
 			batch.Queue(`TRUNCATE ` + t.Only())

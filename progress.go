@@ -19,7 +19,7 @@ type WorkerStatus struct {
 
 // BuildStatus is an index, or a constraint, that is being built on the target.
 type BuildStatus struct {
-	Object  string  `json:"object"` // the statement's first words
+	Object  string  `json:"object"` // the first, if small ones are built together
 	Table   string  `json:"table"`
 	Phase   string  `json:"phase"`   // as pg_stat_progress_create_index has it
 	Percent float64 `json:"percent"` // of that phase
@@ -140,7 +140,7 @@ func (j *Journal) copyProgress(ctx context.Context, tables []TableStatus) (*copy
 		ORDER BY a.query_start`).Query(func(rows pgx.Rows) error {
 		var b BuildStatus
 		_, err := pgx.ForEachRow(rows, []any{&b.Object, &b.Table, &b.Phase, &b.Percent, &b.Seconds}, func() error {
-			b.Object = firstWords(b.Object)
+			b.Object = buildName(b.Object)
 			p.builds = append(p.builds, b)
 			return nil
 		})
@@ -228,12 +228,9 @@ func (r *copyRate) left(copied, total int64) *float64 {
 	return &seconds
 }
 
-// firstWords shortens a statement to what tells it from others.
-func firstWords(sql string) string {
-	const most = 100
-	sql = strings.Join(strings.Fields(sql), " ")
-	if len(sql) > most {
-		sql = strings.ToValidUTF8(sql[:most], "") + " …"
-	}
-	return sql
+// buildName is what create wrote before its statements.
+func buildName(script string) string {
+	_, name, _ := strings.Cut(script, "/* ")
+	name, _, _ = strings.Cut(name, " */")
+	return name
 }

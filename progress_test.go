@@ -2,8 +2,10 @@ package migrator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,6 +126,67 @@ func TestThrottle(t *testing.T) {
 	require.NotEmpty(t, events)
 	require.Contains(t, events[0], "slowing down the copy: ")
 	require.Contains(t, events[len(events)-1], "full speed")
+}
+
+// blindSource cannot tell its load at first.
+type blindSource struct {
+	migrator.Source
+	looks *atomic.Int32
+}
+
+var errBlind = errors.New("no look at the source")
+
+func (b blindSource) Load(context.Context) (migrator.Load, error) {
+	if b.looks.Add(1) == 1 {
+		return migrator.Load{}, errBlind
+	}
+	return migrator.Load{ActiveSessions: 20, ReplicaLag: time.Minute, Latency: time.Millisecond}, nil // as always
+}
+
+// A source that is always this busy, and that could not be looked at the first time, does not slow the copy down.
+func TestThrottleKnowsWhatIsUsual(t *testing.T) {
+	t.Parallel()
+	looks := &atomic.Int32{}
+	var throttled atomic.Bool
+	_, m, done := slowly(t, 2<<20, func(c *migrator.Config) {
+		c.Source = blindSource{c.Source, looks}
+		c.Copy.OnEvent = func(e migrator.Event) { throttled.Store(throttled.Load() || e.Kind == migrator.EventThrottle) }
+	})
+	require.NoError(t, <-done)
+	require.Greater(t, looks.Load(), int32(2))
+	require.False(t, throttled.Load())
+	st, err := m.Status(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, st.Throttle)
+}
+
+// Indexes that are being built are told apart; those that mark their table (CLUSTER ON, REPLICA IDENTITY) are not built beside
+// each other, where each would wait for the other's end.
+func TestIndexBuildsAreSeenAndDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, bulk...)
+	p.sql(t, `INSERT INTO bulk SELECT i, repeat(md5(i::text), 12) FROM generate_series(30001, 60000) i`, // no small table
+		`ALTER TABLE bulk ADD a int NOT NULL DEFAULT 1`, `CREATE UNIQUE INDEX identity ON bulk (id, a)`, `ALTER TABLE bulk REPLICA IDENTITY USING INDEX identity`,
+		`CREATE INDEX clustered ON bulk (md5(filler))`, `ALTER TABLE bulk CLUSTER ON clustered`,
+		`CREATE FUNCTION slow(bigint) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+			IF $1 % 10000 = 0 AND current_database() LIKE 'target%' THEN PERFORM pg_sleep(0.5); END IF; RETURN $1; END $$`,
+		`CREATE INDEX slow_one ON bulk (slow(id))`, `CREATE INDEX slow_two ON bulk (slow(id + 1))`)
+	m := p.migrator(t)
+	done := make(chan error, 1)
+	ctx := withTimeout(t, time.Minute)
+	go func() { done <- m.Run(ctx, migrator.UntilInSync) }()
+	seen := map[string]bool{}
+	eventually(t, m, "both builds are seen", func(s *migrator.Status) bool {
+		for _, b := range s.Builds {
+			seen[b.Object] = true
+		}
+		return seen["index public.slow_one"] && seen["index public.slow_two"]
+	})
+	require.NoError(t, <-done)
+	target := p.target.Connect(t)
+	require.Equal(t, int64(1), count(t, target, `SELECT count(*) FROM pg_index WHERE indexrelid = 'clustered'::regclass AND indisclustered`))
+	require.Equal(t, int64(1), count(t, target, `SELECT count(*) FROM pg_index WHERE indexrelid = 'identity'::regclass AND indisreplident`))
 }
 
 // An index that cannot be built is reported with its reason, does not keep the others from being built, is not built

@@ -335,7 +335,7 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch []Sche
 				return err
 			}
 			failed = append(failed, &ObjectError{Object: o, Err: err})
-			if o.Stage != StageIndexes { // what follows may depend on it
+			if o.Stage != StageIndexes && o.Stage != StageForeign { // what follows may depend on it
 				return failed[0]
 			}
 		}

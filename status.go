@@ -138,7 +138,10 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 			return nil, err
 		}
 	}
-	st.Workers, st.Builds, st.Throttle = p.workers, p.builds, p.throttle
+	st.Workers, st.Builds = p.workers, p.builds
+	if s.Phase == PhaseCopying && s.Run == StateRunning {
+		st.Throttle = p.throttle
+	}
 	st.addProgress(s, tables, p)
 	if s.Phase == PhaseReplicating {
 		st.addReadiness(ctx, m, s)

@@ -20,7 +20,8 @@ type ThrottleConfig struct {
 	ActiveSessions int
 	// Latency is how much longer than at its best a small query may take. Default: 100 ms.
 	Latency time.Duration
-	// ReplicaLag is how far the source's followers may be behind, where the role may see that. Default: 10 s.
+	// ReplicaLag is how far the source's followers may be behind, where the role may see that. Default: 10 s
+	// more than twice what was seen before the first chunk.
 	ReplicaLag time.Duration
 }
 
@@ -32,7 +33,7 @@ func (c ThrottleConfig) withDefaults(before Load) ThrottleConfig {
 		c.Latency = 100 * time.Millisecond
 	}
 	if c.ReplicaLag <= 0 {
-		c.ReplicaLag = 10 * time.Second
+		c.ReplicaLag = 10*time.Second + 2*before.ReplicaLag // one may be behind on purpose
 	}
 	return c
 }
@@ -67,11 +68,11 @@ func throttle(ctx context.Context, src Source, p *pace, cfg ThrottleConfig, note
 	}
 	best := time.Duration(math.MaxInt64)
 	share, noted := 1.0, "an earlier process" // whose note may still be there
-	for first := true; ; first = false {
-		load, err := src.Load(ctx)
+	for known := false; ; {
+		load, err := look(ctx, src)
 		if err == nil {
-			if first {
-				cfg = cfg.withDefaults(load)
+			if !known {
+				cfg, known = cfg.withDefaults(load), true
 			}
 			best = min(best, load.Latency)
 			reason := cfg.complaint(load, best)
@@ -91,13 +92,18 @@ func throttle(ctx context.Context, src Source, p *pace, cfg ThrottleConfig, note
 			case noted != "":
 				note(ctx, share, noted+"; speeding up again")
 			}
-		} else if first {
-			cfg = cfg.withDefaults(Load{})
 		}
 		if sleep(ctx, throttleInterval) != nil {
 			return
 		}
 	}
+}
+
+// look asks for the load, but not for long: a source that does not answer must not leave the speed as it is.
+func look(ctx context.Context, src Source) (Load, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return src.Load(ctx)
 }
 
 // pace slows down what workers of this process copy: to a limit in bytes per second for all of them, and to a share

@@ -133,17 +133,22 @@ func (l *live) show(list []gauge) {
 		b, ok := l.bars[g.key]
 		if !ok {
 			b = &liveBar{}
-			b.bar = l.pool.AddBar(max(g.total, 1),
+			var err error
+			b.bar, err = l.pool.Add(0, mpb.BarStyle().Build(), // 0: the total may change
 				mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return b.label() }, decor.WCSyncSpaceR)),
 				mpb.AppendDecorators(decor.Percentage(decor.WC{W: 5}), decor.Any(func(decor.Statistics) string { return b.detail() })),
 				mpb.BarPriority(i))
+			if err != nil { // nobody can be drawn for: the terminal is gone, which the next line finds
+				return
+			}
 			l.bars[g.key] = b
 		}
 		b.mu.Lock()
 		b.name, b.text = g.name, g.text
 		b.mu.Unlock()
 		b.bar.SetPriority(i)
-		b.bar.SetCurrent(min(g.done, max(g.total, 1)-1)) // a bar that is full cannot go back
+		b.bar.SetTotal(max(g.total, 1), false)
+		b.bar.SetCurrent(g.done)
 	}
 	for key, b := range l.bars {
 		if _, ok := wanted[key]; !ok {

@@ -234,7 +234,7 @@ func run(o options, out *output) error {
 	ctx, stop := stoppable(o.command)
 	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
-	conns := max(3*o.workers, mostWorkers) + 4
+	conns := max(3*o.workers, mostWorkers) + 6
 	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns})
 	if err != nil {
 		return usageError{err.Error()}
