@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -202,6 +203,8 @@ func TestIdleWorkersLeaveTheSourceAlone(t *testing.T) {
 	w := newWorld(t, wideTable, `INSERT INTO wide SELECT i, i + 0, 'x' FROM generate_series(1, 10) i`).captured(t)
 	var snapshots atomic.Int32
 	held := make(chan struct{})
+	let := sync.OnceFunc(func() { close(held) })
+	defer let()
 	src := hookedSource{Source: w.src, opened: func() { snapshots.Add(1) }, copied: func(*migrator.Chunk) { <-held }}
 	done := make(chan error, 1)
 	go func() { done <- migrator.Copy(t.Context(), src, w.dst, migrator.CopyConfig{Workers: 4}) }()
@@ -210,7 +213,7 @@ func TestIdleWorkersLeaveTheSourceAlone(t *testing.T) {
 	time.Sleep(2 * time.Second)
 	require.Equal(t, before, snapshots.Load())
 	require.LessOrEqual(t, before, int32(6), "each worker tries once")
-	close(held)
+	let()
 	require.NoError(t, <-done)
 	w.indexed(t)
 	w.requireSame(t)

@@ -219,8 +219,8 @@ func (p *PlanetScale) copyExtensionRows(ctx context.Context, tx pgx.Tx, final Fi
 // replaceExtensionRows empties and fills the tables that have not failed. Those that refer to others are emptied before, and
 // filled after them. It returns the table at which it failed; fatal, if the source could not be read.
 func (p *PlanetScale) replaceExtensionRows(ctx context.Context, tx pgx.Tx, snap Snapshot, todo []ExtensionTable, pairs []*ExtensionTable, failed []error) (culprit int, fatal, err error) {
-	for i := len(todo) - 1; i >= 0; i-- {
-		if failed[i] == nil && todo[i].Sequence == nil {
+	for i, t := range slices.Backward(todo) {
+		if failed[i] == nil && t.Sequence == nil {
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s %s`, pairs[i].Ident(), pairs[i].Condition)); err != nil {
 				return i, nil, err
 			}

@@ -172,7 +172,9 @@ func TestIndexBuildsAreSeenAndDoNotDeadlock(t *testing.T) {
 		`CREATE FUNCTION slow(bigint) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
 			IF $1 % 10000 = 0 AND current_database() LIKE 'target%' THEN PERFORM pg_sleep(0.5); END IF; RETURN $1; END $$`,
 		`CREATE INDEX slow_one ON bulk (slow(id))`, `CREATE INDEX slow_two ON bulk (slow(id + 1))`)
-	m := p.migrator(t)
+	m := p.migrator(t, func(c *migrator.Config) { c.Indexes.Workers = 4 })
+	events, unsubscribe := m.Subscribe(1000)
+	defer unsubscribe()
 	done := make(chan error, 1)
 	ctx := withTimeout(t, time.Minute)
 	go func() { done <- m.Run(ctx, migrator.UntilInSync) }()
@@ -184,6 +186,10 @@ func TestIndexBuildsAreSeenAndDoNotDeadlock(t *testing.T) {
 		return seen["index public.slow_one"] && seen["index public.slow_two"]
 	})
 	require.NoError(t, <-done)
+	for len(events) > 0 {
+		e := <-events
+		require.NotEqual(t, migrator.EventWaiting, e.Kind, e.Message)
+	}
 	target := p.target.Connect(t)
 	require.Equal(t, int64(1), count(t, target, `SELECT count(*) FROM pg_index WHERE indexrelid = 'clustered'::regclass AND indisclustered`))
 	require.Equal(t, int64(1), count(t, target, `SELECT count(*) FROM pg_index WHERE indexrelid = 'identity'::regclass AND indisreplident`))
