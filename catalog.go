@@ -72,7 +72,7 @@ ORDER BY c.oid`
 func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 	var cat Catalog
 	err := pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, catalogSQL, pgx.QueryExecModeExec)
+		rows, err := tx.Query(ctx, catalogSQL)
 		if err != nil {
 			return err
 		}
@@ -109,7 +109,7 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 func listSequences(ctx context.Context, q querier) ([]Relation, error) {
 	rows, err := q.Query(ctx, `
 		SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND`+userRelations+` ORDER BY c.oid`, pgx.QueryExecModeExec)
+		WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND`+userRelations+` ORDER BY c.oid`)
 	if err != nil {
 		return nil, err
 	}

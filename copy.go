@@ -74,12 +74,28 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 //
 // Capture has to be installed on every table before (I2).
 func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
-	c, err := newCopier(ctx, src, dst, cfg)
-	if err != nil {
+	// All that has to be known, at once: far from the servers, each of these is several waits.
+	var c *copier
+	var now map[uint32]*Table
+	var tables []TableStatus
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		c, err = newCopier(gctx, src, dst, cfg)
+		return err
+	})
+	g.Go(func() (err error) {
+		now, err = current(gctx, src)
+		return err
+	})
+	g.Go(func() (err error) {
+		tables, err = dst.Journal().Tables(gctx)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.plan(gctx) }) // while workers connect, and take what is planned
+	g, gctx = errgroup.WithContext(ctx)
+	g.Go(func() error { return c.plan(gctx, now, tables) }) // while workers connect
 	g.Go(func() error { return c.run(gctx, c.noteThrottle) })
 	if err := g.Wait(); err != nil {
 		return err
@@ -173,41 +189,31 @@ func (c *copier) noteThrottle(ctx context.Context, share float64, reason string)
 	notify(c.cfg.OnEvent, Event{Kind: EventThrottle, Phase: PhaseCopying, Message: message})
 }
 
-// plan cuts the tables that have no plan yet into chunks.
-func (c *copier) plan(ctx context.Context) error {
-	var now map[uint32]*Table
-	read, rctx := errgroup.WithContext(ctx)
-	read.Go(func() (err error) {
-		now, err = c.current(rctx)
-		return err
-	})
-	tables, err := c.dst.Journal().Tables(ctx)
-	if err := errors.Join(err, read.Wait()); err != nil {
-		return err
-	}
-	var todo []TableStatus
+// plan cuts the tables that have no plan yet into chunks, given the catalog.
+func (c *copier) plan(ctx context.Context, now map[uint32]*Table, tables []TableStatus) error {
+	var plans []TablePlan
 	for _, t := range tables {
 		if !t.Captured {
 			return fmt.Errorf("copy: changes of %s are not captured yet", t.Table)
 		}
-		if t.State == TablePending {
-			todo = append(todo, t)
+		if t.State != TablePending {
+			continue
 		}
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.cfg.Workers)
-	for _, t := range todo {
-		g.Go(func() error {
-			_, err := c.replan(gctx, t.Table, t.Plan, now)
+		current, err := stillThere(t.Table, now)
+		if err != nil {
 			return err
-		})
+		}
+		plans = append(plans, TablePlan{current, PlanChunks(current, c.cfg.ChunkBytes)})
 	}
-	return g.Wait()
+	if len(plans) == 0 {
+		return nil
+	}
+	return c.dst.Plan(ctx, plans)
 }
 
 // current reads the catalog anew: sizes and files of tables change.
-func (c *copier) current(ctx context.Context) (map[uint32]*Table, error) {
-	cat, err := c.src.Catalog(ctx)
+func current(ctx context.Context, src Source) (map[uint32]*Table, error) {
+	cat, err := src.Catalog(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -219,11 +225,19 @@ func (c *copier) current(ctx context.Context) (map[uint32]*Table, error) {
 }
 
 func (c *copier) replan(ctx context.Context, t *Table, after int, now map[uint32]*Table) (bool, error) {
-	current, ok := now[t.ID]
-	if !ok {
-		return false, fmt.Errorf("%s was dropped on the source since the migration began: abort, and start again with an empty target", t)
+	current, err := stillThere(t, now)
+	if err != nil {
+		return false, err
 	}
 	return c.dst.Restart(ctx, current, after, PlanChunks(current, c.cfg.ChunkBytes))
+}
+
+func stillThere(t *Table, now map[uint32]*Table) (*Table, error) {
+	current, ok := now[t.ID]
+	if !ok {
+		return nil, fmt.Errorf("%s was dropped on the source since the migration began: abort, and start again with an empty target", t)
+	}
+	return current, nil
 }
 
 // PlanChunks cuts a table into chunks of about the given size on disk, TOAST counted. The last chunk of
@@ -354,7 +368,7 @@ func (c *copier) next(ctx context.Context, likely bool) (chunk *Chunk, rows, byt
 
 // restart plans the copy of a chunk's table anew.
 func (c *copier) restart(ctx context.Context, chunk *Chunk) error {
-	now, err := c.current(ctx)
+	now, err := current(ctx, c.src)
 	if err != nil {
 		return err
 	}

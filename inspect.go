@@ -151,7 +151,7 @@ var sourceChecks = []check{
 
 // run makes the check.
 func (c check) run(ctx context.Context, q querier) ([]Finding, error) {
-	rows, err := q.Query(ctx, c.sql, pgx.QueryExecModeExec) // it is asked once: not worth preparing
+	rows, err := q.Query(ctx, c.sql)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.name, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -281,6 +282,73 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// Plan implements [Target]: two round trips, however many tables there are.
+func (p *PlanetScale) Plan(ctx context.Context, plans []TablePlan) error {
+	byID := make(map[int64]TablePlan, len(plans))
+	ids := make([]int64, len(plans))
+	for i, plan := range plans {
+		ids[i], byID[int64(plan.Table.ID)] = int64(plan.Table.ID), plan
+	}
+	err := p.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		specs := map[int64][]byte{}
+		var first, last pgx.Batch
+		first.Queue("BEGIN")
+		first.Queue(`SELECT id, spec FROM heroku_migrator.tables WHERE plan = 0 AND id = ANY ($1::int8[]) ORDER BY id FOR UPDATE`, ids).
+			Query(func(rows pgx.Rows) error {
+				var id int64
+				var spec []byte
+				_, err := pgx.ForEachRow(rows, []any{&id, &spec}, func() error {
+					specs[id] = slices.Clone(spec)
+					return nil
+				})
+				return err
+			})
+		err := conn.SendBatch(ctx, &first).Close()
+		for id, spec := range specs {
+			if err == nil {
+				err = queuePlan(&last, byID[id], 1, spec)
+			}
+		}
+		if err != nil {
+			return errors.Join(err, rollback(ctx, conn))
+		}
+		return p.journal.commit(ctx, conn, &last)
+	})
+	if err != nil {
+		return fmt.Errorf("plan the copy: %w", err)
+	}
+	return nil
+}
+
+// queuePlan adds the statements that record a plan. spec is the table's entry in the journal.
+func queuePlan(batch *pgx.Batch, plan TablePlan, number int, spec []byte) error {
+	t := plan.Table
+	files := map[uint32]uint32{}
+	for _, l := range t.Leaves {
+		files[l.ID] = l.Filenode
+	}
+	spec, err := withFilenodes(spec, files)
+	if err != nil {
+		return err
+	}
+	specs, sizes := make([]string, len(plan.Chunks)), make([]int64, len(plan.Chunks))
+	for i, c := range plan.Chunks {
+		c.Plan = number
+		spec, err := json.Marshal(c)
+		if err != nil {
+			return err
+		}
+		specs[i], sizes[i] = string(spec), c.Bytes
+	}
+	// Largest tables first, so that no worker ends alone.
+	batch.Queue(`
+		INSERT INTO heroku_migrator.chunks (table_id, no, priority, spec, bytes)
+		SELECT $1, (c.spec ->> 'no')::int, $2, c.spec, c.bytes FROM unnest($3::jsonb[], $4::int8[]) AS c(spec, bytes)`,
+		int64(t.ID), -t.Bytes(), specs, sizes)
+	batch.Queue(`UPDATE heroku_migrator.tables SET plan = $3, state = 'copying', spec = $2 WHERE id = $1`, t.ID, string(spec), number)
+	return nil
+}
+
 // Restart implements [Target].
 func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks []Chunk) (restarted bool, err error) {
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
@@ -300,33 +368,14 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 		if err != nil || (chunksNow > 0 && undone == 0) {
 			return err
 		}
-		files := map[uint32]uint32{}
-		for _, l := range t.Leaves {
-			files[l.ID] = l.Filenode
-		}
-		if spec, err = withFilenodes(spec, files); err != nil {
-			return err
-		}
 		var batch pgx.Batch
 		batch.Queue(`DELETE FROM heroku_migrator.chunks WHERE table_id = $1`, t.ID)
 		if plan > 0 {
 			batch.Queue(`TRUNCATE ` + t.Only())
 		}
-		specs, sizes := make([]string, len(chunks)), make([]int64, len(chunks))
-		for i, c := range chunks {
-			c.Plan = plan + 1
-			spec, err := json.Marshal(c)
-			if err != nil {
-				return err
-			}
-			specs[i], sizes[i] = string(spec), c.Bytes
+		if err := queuePlan(&batch, TablePlan{t, chunks}, plan+1, spec); err != nil {
+			return err
 		}
-		// Largest tables first, so that no worker ends alone.
-		batch.Queue(`
-			INSERT INTO heroku_migrator.chunks (table_id, no, priority, spec, bytes)
-			SELECT $1, (c.spec ->> 'no')::int, $2, c.spec, c.bytes FROM unnest($3::jsonb[], $4::int8[]) AS c(spec, bytes)`,
-			int64(t.ID), -t.Bytes(), specs, sizes)
-		batch.Queue(`UPDATE heroku_migrator.tables SET plan = plan + 1, state = 'copying', spec = $2 WHERE id = $1`, t.ID, string(spec))
 		restarted = true
 		return tx.SendBatch(ctx, &batch).Close()
 	})

@@ -52,6 +52,7 @@ func openPool(ctx context.Context, url *pgurl.URL, conns int32, settings map[str
 	if err != nil {
 		return nil, err
 	}
+	conn.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip, the first time too; nothing is cached that DDL could outdate
 	conn.RuntimeParams["application_name"] = SchemaName + " " + thisProcess()
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = 15 * time.Second
@@ -76,7 +77,7 @@ func applySettings(ctx context.Context, c *pgx.Conn, settings map[string]string)
 	_, err := c.Exec(ctx, `
 		SELECT set_config(v.name, v.value, false)
 		FROM unnest($1::text[], $2::text[]) AS v(name, value)
-		WHERE current_setting(v.name, true) IS NOT NULL`, pgx.QueryExecModeExec, names, values) // one round trip
+		WHERE current_setting(v.name, true) IS NOT NULL`, names, values)
 	if err != nil {
 		return fmt.Errorf("session settings: %w", err)
 	}
@@ -92,7 +93,7 @@ func identify(ctx context.Context, pool *pgxpool.Pool, url *pgurl.URL) (Identity
 		            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
 		       current_database(), current_user,
 		       current_setting('server_version_num')::int, current_setting('server_version'),
-		       current_setting('server_encoding'), pg_database_size(current_database()), current_setting('max_parallel_workers')::int`, pgx.QueryExecModeExec).
+		       current_setting('server_encoding'), pg_database_size(current_database()), current_setting('max_parallel_workers')::int`).
 		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Size, &id.ParallelWorkers)
 	if err == nil {
 		began := time.Now()
@@ -119,7 +120,7 @@ func freeConnections(ctx context.Context, pool *pgxpool.Pool) (free int, err err
 		             - count(*),
 		             CASE WHEN r.rolconnlimit >= 0 THEN r.rolconnlimit - count(*) FILTER (WHERE a.usename = current_user) END)::int
 		FROM (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS r
-		CROSS JOIN pg_stat_activity a WHERE a.backend_type = 'client backend' GROUP BY r.rolconnlimit`, pgx.QueryExecModeExec).Scan(&free)
+		CROSS JOIN pg_stat_activity a WHERE a.backend_type = 'client backend' GROUP BY r.rolconnlimit`).Scan(&free)
 	return free, err
 }
 

@@ -29,6 +29,9 @@ type Target interface {
 	// together with the chunk's "done" (I3). It returns nil, nil when there is no chunk to claim.
 	CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error)
 
+	// Plan records the first plan of these tables, at once. Those that have a plan are left as they are.
+	Plan(ctx context.Context, plans []TablePlan) error
+
 	// Restart empties a table whose chunks mean nothing any more, and replaces them by a new plan.
 	// If the table has been planned anew since plan number after, it does nothing and returns false.
 	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) (bool, error)
@@ -70,6 +73,12 @@ type Switcher interface {
 
 // ReadChunk writes the chunk's rows in the COPY format of table.Format and returns their number.
 type ReadChunk func(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
+
+// TablePlan is how a table is cut into chunks. The table is as it was looked at for that.
+type TablePlan struct {
+	Table  *Table
+	Chunks []Chunk
+}
 
 // Round is what one round carries.
 type Round struct {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Database is a database of its own with a role of its own on a cluster.
@@ -158,7 +159,7 @@ func (d *Database) Drop(ctx context.Context) error {
 	_, err = admin.Exec(ctx, fmt.Sprintf("DROP DATABASE IF EXISTS %s WITH (FORCE)", ident(d.Name)))
 	for _, role := range d.roles {
 		// DROP OWNED takes back what was granted outside of the database.
-		_, roleErr := admin.Exec(ctx, fmt.Sprintf(`DO $do$ BEGIN
+		roleErr := retryConcurrent(ctx, admin, fmt.Sprintf(`DO $do$ BEGIN
 			IF EXISTS (SELECT FROM pg_roles WHERE rolname = %[1]s) THEN
 				DROP OWNED BY %[2]s;
 				DROP ROLE %[2]s;
@@ -170,6 +171,20 @@ func (d *Database) Drop(ctx context.Context) error {
 		return fmt.Errorf("pgtest: dropping %s: %w", d.Name, err)
 	}
 	return nil
+}
+
+// retryConcurrent repeats a statement that met another one on the same row of a shared catalog, which Postgres does
+// not wait for.
+func retryConcurrent(ctx context.Context, conn *pgx.Conn, sql string) (err error) {
+	for range 20 {
+		_, err = conn.Exec(ctx, sql)
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || pgErr.Code != "XX000" {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }
 
 // release ends what DROP DATABASE ... WITH (FORCE) does not.
