@@ -27,10 +27,14 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 		}
 		var applied int64
 		for _, c := range round.Changes {
-			if c.Rows == 0 {
+			apply := p.applyTable
+			switch {
+			case c.Table.Keyless():
+				apply = p.applyKeyless
+			case c.Rows == 0:
 				continue
 			}
-			n, err := p.applyTable(ctx, tx, snap, c)
+			n, err := apply(ctx, tx, snap, c)
 			if err != nil {
 				return err
 			}
@@ -60,7 +64,7 @@ func truncateAll(ctx context.Context, tx pgx.Tx, round Round) error {
 	var names []string
 	for _, c := range round.Changes {
 		for _, r := range c.Truncated {
-			if r.ID == c.Table.ID {
+			if r.ID == c.Table.ID || c.Table.Keyless() { // which comes whole then
 				names = append(names, c.Table.Only())
 			} else {
 				names = append(names, r.Ident())
@@ -144,6 +148,13 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if err := create(ctx, tx, final.Objects); err != nil {
 			return err
 		}
+		for _, t := range final.Tables { // the application need not keep our indexes up
+			if t.Keyless() {
+				if _, err := tx.Exec(ctx, `DROP INDEX IF EXISTS `+imageIndex(t)); err != nil {
+					return err
+				}
+			}
+		}
 		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
 			return err
 		}
@@ -225,6 +236,9 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 }
 
 func targetCapture(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error) {
+	if t.Keyless() {
+		return buildCapture(t, nil, false), nil
+	}
 	ops, err := keyEquals(ctx, tx, t)
 	return buildCapture(t, ops, false), err
 }
@@ -286,6 +300,9 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 	for _, w := range written {
 		_, err := stream(ctx, defaultBuffer,
 			func(ctx context.Context, out io.Writer) error {
+				if w.table.Keyless() {
+					return nil // it is sent whole
+				}
 				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.keyList(""), logName(w.table.ID)), out)
 				return err
 			},
@@ -314,7 +331,11 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 	var list []writtenTable
 	for _, t := range tables {
 		w := writtenTable{table: t}
-		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s) AS k)`, t.keyList(""), logName(t.ID))).Scan(&w.keys)
+		keys := t.keyList("")
+		if t.Keyless() {
+			keys = "image"
+		}
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s) AS k)`, keys, logName(t.ID))).Scan(&w.keys)
 		if err != nil {
 			return nil, err
 		}
@@ -373,7 +394,8 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		if silent {
 			break // it stays: who goes on writing here by mistake is found before the next switch
 		}
-		fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION heroku_migrator.capture_%[1]d_old() CASCADE; DROP TABLE %[2]s;`, t.ID, logName(t.ID))
+		fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION heroku_migrator.capture_%[1]d_old() CASCADE;
+			DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE %[2]s;`, t.ID, logName(t.ID))
 	}
 	if !silent {
 		b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;`)

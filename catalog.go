@@ -58,6 +58,8 @@ SELECT json_build_object(
 	'leaves', coalesce((
 		SELECT json_agg(json_build_object('id', l.oid::int8, 'schema', ln.nspname, 'name', l.relname,
 			'filenode', pg_relation_filenode(l.oid)::int8,
+			'reordered', l.oid <> c.oid AND (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped)
+				IS DISTINCT FROM (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
 			'pages', pg_relation_size(l.oid) / current_setting('block_size')::int, 'bytes', pg_table_size(l.oid))
 			ORDER BY l.oid)
 		FROM (SELECT c.oid AS relid WHERE c.relkind = 'r'

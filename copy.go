@@ -241,8 +241,12 @@ func stillThere(t *Table, now map[uint32]*Table) (*Table, error) {
 }
 
 // PlanChunks cuts a table into chunks of about the given size on disk, TOAST counted. The last chunk of
-// each leaf reaches to its end, wherever that is when it is read.
+// each leaf reaches to its end, wherever that is when it is read. A table without a key is one chunk, since what
+// changes while it is copied is told from what was there by the one snapshot that it is read from.
 func PlanChunks(t *Table, chunkBytes int64) []Chunk {
+	if t.Keyless() {
+		return []Chunk{{Table: t.ID, Leaf: t.Relation, To: -1, Bytes: t.Bytes()}}
+	}
 	chunkBytes = max(chunkBytes, 1)
 	var chunks []Chunk
 	for _, leaf := range t.Leaves {
@@ -347,6 +351,7 @@ func (c *copier) next(ctx context.Context, likely bool) (chunk *Chunk, rows, byt
 		if !c.captured.SameServer(snap.Position()) {
 			return 0, ErrFailedOver
 		}
+		chunk.At = snap.Position()
 		paced = c.pace.writer(ctx, w)
 		counted := &countingWriter{w: paced}
 		n, err := snap.CopyChunk(ctx, t, chunk, counted)

@@ -253,5 +253,3 @@ func holders(ctx context.Context, q querier, relations []Relation) string {
 	}
 	return "in the way: " + strings.Join(list, ", ")
 }
-
-var errNoKey = errors.New("it has no NOT NULL unique key")

@@ -31,10 +31,11 @@ type check struct {
 // sourceChecks need nothing but SQL. Each returns the names of what it objects to.
 var sourceChecks = []check{
 	{
-		"table_keys", SeverityBlocker,
+		"table_keys", SeverityWarning,
 		"", // filled from the catalog, see inspectTables
-		"These tables have no primary key and no unique index on NOT NULL columns, so their changes cannot be followed: %s.",
-		"Add a primary key (ALTER TABLE … ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY), or a unique index on columns that are NOT NULL.",
+		"These tables have no primary key and no unique index on NOT NULL columns: %s. They are moved as exactly as the others, but cost more: " +
+			"a write to one of them also writes the whole row, as text, to a log; each is copied in one transaction, so that vacuum has to wait for it; and the first deletion or update builds an index on the target.",
+		"Nothing has to be done. If one of them is large or busy, add a primary key before: ALTER TABLE … ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY.",
 	},
 	{
 		"table_owner", SeverityBlocker,

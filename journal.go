@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	rows_applied bigint NOT NULL DEFAULT 0, copy_share real NOT NULL DEFAULT 1, throttled text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS heroku_migrator.tables (
 	id bigint PRIMARY KEY, spec jsonb NOT NULL, state text NOT NULL DEFAULT 'pending', plan int NOT NULL DEFAULT 0,
+	copied_at text NOT NULL DEFAULT '', -- of a table without a key: the snapshot that its rows were read from
 	captured boolean NOT NULL DEFAULT false, error text NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS heroku_migrator.chunks (
 	table_id bigint NOT NULL REFERENCES heroku_migrator.tables, no int NOT NULL, priority bigint NOT NULL, spec jsonb NOT NULL,
@@ -93,6 +94,7 @@ type TableStatus struct {
 	Table       *Table
 	State       TableState
 	Plan        int
+	CopiedAt    Position // of a table without a key: what its one chunk was read at
 	Captured    bool
 	RowsCopied  int64
 	BytesCopied int64 // planned bytes of the chunks that are done
@@ -346,7 +348,7 @@ func (j *Journal) SetTable(ctx context.Context, table *Table, from, to TableStat
 // Tables reads the tables with their progress.
 func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 	rows, err := j.pool.Query(ctx, `
-		SELECT t.spec, t.state, t.plan, t.captured, t.error, coalesce(c.rows, 0), coalesce(c.copied, 0), c.total, coalesce(c.stream, 0),
+		SELECT t.spec, t.state, t.plan, t.captured, t.error, t.copied_at, coalesce(c.rows, 0), coalesce(c.copied, 0), c.total, coalesce(c.stream, 0),
 		       c.n, c.done
 		FROM heroku_migrator.tables t CROSS JOIN LATERAL (
 			SELECT sum(rows)::int8 AS rows, (sum(bytes) FILTER (WHERE done))::int8 AS copied, sum(bytes)::int8 AS total,
@@ -359,12 +361,16 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s TableStatus, err error) {
 		var spec []byte
 		var total *int64
-		err = row.Scan(&spec, &s.State, &s.Plan, &s.Captured, &s.Error, &s.RowsCopied, &s.BytesCopied, &total, &s.StreamBytes, &s.Chunks, &s.ChunksDone)
+		var copiedAt string
+		err = row.Scan(&spec, &s.State, &s.Plan, &s.Captured, &s.Error, &copiedAt, &s.RowsCopied, &s.BytesCopied, &total, &s.StreamBytes, &s.Chunks, &s.ChunksDone)
 		if err != nil {
 			return s, err
 		}
 		s.Table = new(Table)
 		if err := json.Unmarshal(spec, s.Table); err != nil {
+			return s, err
+		}
+		if s.CopiedAt, err = ParsePosition(copiedAt); err != nil {
 			return s, err
 		}
 		s.BytesTotal = s.Table.Bytes()

@@ -195,6 +195,9 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 		last.Queue(`
 			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
 			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n, thisProcess())
+		if table.Keyless() {
+			last.Queue(`UPDATE heroku_migrator.tables SET copied_at = $2 WHERE id = $1`, chunk.Table, chunk.At.String())
+		}
 	}
 	return chunk, p.journal.commit(ctx, conn, &last)
 }

@@ -73,6 +73,7 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 			}
 			for _, name := range c.functions { // named after the table's OID on the source, as its log is
 				log, _ := strings.CutSuffix(strings.Replace(name, "capture_", "changes_", 1), "_old")
+				log, _ = strings.CutSuffix(log, "_both")
 				fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.%s(); DROP TABLE IF EXISTS heroku_migrator.%s;`, name, log)
 			}
 			_, err := tx.Exec(ctx, b.String())

@@ -48,6 +48,7 @@ type replicator struct {
 	cfg      ReplicateConfig
 	live     []*Table
 	joining  []*Table
+	copiedAt map[uint32]Position // of joining tables without a key: from where on their logs count
 	position Position
 	captured Position // on which server capture was installed
 	untrimmd []acknowledged
@@ -79,12 +80,16 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 	if err != nil {
 		return nil, err
 	}
+	r.copiedAt = map[uint32]Position{}
 	for _, t := range tables {
 		switch t.State {
 		case TableLive:
 			r.live = append(r.live, t.Table)
 		case TableIndexed:
 			r.joining = append(r.joining, t.Table)
+			if t.Table.Keyless() {
+				r.copiedAt[t.Table.ID] = t.CopiedAt
+			}
 		case TablePending, TableCopying, TableIndexing:
 		}
 	}
@@ -158,7 +163,15 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 	if err := collect(r.live, r.position); err != nil {
 		return stats, err
 	}
-	if err := collect(r.joining, Position{}); err != nil {
+	keyed := make([]*Table, 0, len(r.joining))
+	for _, t := range r.joining {
+		if !t.Keyless() {
+			keyed = append(keyed, t)
+		} else if err := collect([]*Table{t}, r.copiedAt[t.ID]); err != nil {
+			return stats, err
+		}
+	}
+	if err := collect(keyed, Position{}); err != nil {
 		return stats, err
 	}
 	if len(round.Changes) > 0 || len(round.Joining) > 0 {

@@ -94,6 +94,13 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		s.ops.forget()
 		return 0, fmt.Errorf("read %s: %w", c.Leaf, err)
 	}
+	if t.Keyless() {
+		n, err := s.copyKeylessChunk(ctx, t, w)
+		if err != nil {
+			return fail(err)
+		}
+		return n, nil
+	}
 	ops, err := s.ops.get(ctx, s.conn, t)
 	if err != nil {
 		return fail(err)
@@ -141,6 +148,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 	if len(tables) == 0 {
 		return nil, nil
 	}
+	var notCovered bool
 	if !since.IsZero() {
 		if !since.SameServer(s.pos) {
 			return nil, ErrFailedOver
@@ -149,11 +157,9 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 		if err != nil {
 			return nil, err
 		}
-		if !covered {
-			return nil, ErrTrimmed
-		}
+		notCovered = !covered
 	}
-	if since.IsZero() {
+	if since.IsZero() || notCovered { // then nothing of these tables may have been trimmed yet
 		ids := make([]uint32, len(tables))
 		for i, t := range tables {
 			ids[i] = t.ID
@@ -260,7 +266,11 @@ func changedKeys(t *Table, since Position) string {
 
 // CopyKeys implements [Snapshot].
 func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
-	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+changedKeys(t, since)+`) TO STDOUT`, w)
+	query := changedKeys
+	if t.Keyless() {
+		query = images
+	}
+	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+query(t, since)+`) TO STDOUT`, w)
 	if err != nil {
 		return n, fmt.Errorf("read changed keys of %s: %w", t, err)
 	}
@@ -270,6 +280,9 @@ func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position,
 // CopyRows implements [Snapshot]. OFFSET 0 keeps the lookups apart: one index probe a key, whatever the
 // planner believes of a log that has no statistics.
 func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
+	if t.Keyless() {
+		return s.copyKeylessTable(ctx, t, w)
+	}
 	ops, err := s.ops.get(ctx, s.conn, t)
 	if err != nil {
 		return 0, err

@@ -98,10 +98,12 @@ type Snapshot interface {
 	// the position given (the zero position: since capture).
 	Changes(ctx context.Context, tables []*Table, since Position) ([]Change, error)
 
-	// CopyKeys writes the keys of these changes, each once, in COPY text format.
+	// CopyKeys writes the keys of these changes, each once, in COPY text format. For a table without a key: the
+	// row's image as text, and how many rows with this image came (or, below 0, went).
 	CopyKeys(ctx context.Context, table *Table, since Position, w io.Writer) (keys int64, err error)
 
-	// CopyRows writes the rows that have these keys now, in the COPY format of table.Format.
+	// CopyRows writes the rows that have these keys now, in the COPY format of table.Format; of a table without
+	// a key, all rows.
 	CopyRows(ctx context.Context, table *Table, since Position, w io.Writer) (rows int64, err error)
 
 	// Sequences reads every sequence.
@@ -216,6 +218,8 @@ type Leaf struct {
 	Filenode uint32 `json:"filenode"`
 	Pages    int64  `json:"pages"` // of the heap
 	Bytes    int64  `json:"bytes"` // heap and TOAST
+	// Reordered tells that its columns are in another order than the root's.
+	Reordered bool `json:"reordered,omitempty"`
 }
 
 // Column is a column of a table.
@@ -296,6 +300,8 @@ type Chunk struct {
 	From     int64  `json:"from"`  // first page
 	To       int64  `json:"to"`    // page after the last; -1: to the end
 	Bytes    int64  `json:"bytes"` // planned share of the table's bytes on disk
+	// At is the position of the snapshot that it was read from; noted for tables without a key.
+	At Position `json:"-"`
 }
 
 // Change says that a table has changed.

@@ -21,6 +21,9 @@ type captureSQL struct {
 // buildCapture writes the statements. always makes the triggers fire for sessions with
 // session_replication_role = replica too.
 func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
+	if t.Keyless() {
+		return buildKeylessCapture(t, always)
+	}
 	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
 	var c captureSQL
 	keys, rows := t.keyList(""), "heroku_migrator_rows"
@@ -45,12 +48,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		END $capture$;`, log, t.keyList(""), t.Only(), fn, oldKeys)
 
 	var b strings.Builder
-	trigger := func(on Relation, name, rest string) {
-		fmt.Fprintf(&b, "CREATE TRIGGER heroku_migrator_%s %s;\n", name, rest)
-		if always {
-			fmt.Fprintf(&b, "ALTER TABLE %s ENABLE ALWAYS TRIGGER heroku_migrator_%s;\n", on.Ident(), name)
-		}
-	}
+	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
 	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
 	if t.Kind == KindOrdinary {
 		c.prepare += fmt.Sprintf(`
@@ -79,11 +77,24 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		trigger(t.Relation, "delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
 	trigger(t.Relation, "key", fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
-	for _, r := range t.relations() {
-		trigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.truncate()`, r.Ident()))
-	}
-	c.attach = b.String()
+	c.attach = b.String() + truncateTriggers(t, always)
 	return c
+}
+
+func createTrigger(on Relation, name, rest string, always bool) string {
+	sql := fmt.Sprintf("CREATE TRIGGER heroku_migrator_%s %s;\n", name, rest)
+	if always {
+		sql += fmt.Sprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER heroku_migrator_%s;\n", on.Ident(), name)
+	}
+	return sql
+}
+
+func truncateTriggers(t *Table, always bool) string {
+	var b strings.Builder
+	for _, r := range t.relations() {
+		b.WriteString(createTrigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.truncate()`, r.Ident()), always))
+	}
+	return b.String()
 }
 
 // keyFirst tells whether the key columns are the table's first ones, and returns the place of each.
@@ -123,18 +134,17 @@ func (t *Table) relationNames() []string {
 
 // Capture implements [Source].
 func (h *Heroku) Capture(ctx context.Context, t *Table) error {
-	if len(t.Key) == 0 {
-		return fmt.Errorf("capture %s: %w", t, errNoKey)
-	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		var done bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1)`, t.ID).Scan(&done)
 		if err != nil || done {
 			return err
 		}
-		ops, err := keyEquals(ctx, tx, t)
-		if err != nil {
-			return err
+		var ops []keyOperator
+		if !t.Keyless() {
+			if ops, err = keyEquals(ctx, tx, t); err != nil {
+				return err
+			}
 		}
 		c := buildCapture(t, ops, true)
 		if _, err := tx.Exec(ctx, c.prepare); err != nil {
@@ -149,7 +159,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		if _, err := tx.Exec(ctx, c.attach); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, kind, key) VALUES ($1, $2, $3)`, t.ID, string(t.Kind), t.Key)
+		_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, kind, key) VALUES ($1, $2, $3)`, t.ID, string(t.Kind), append([]string{}, t.Key...))
 		return err
 	})
 	if errors.Is(err, ErrBusy) {
@@ -193,9 +203,13 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 	return nil
 }
 
-// Touch implements [Source].
+// Touch implements [Source]. A table without a key is always sent whole.
 func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) error {
 	err := h.change(ctx, func(tx pgx.Tx) error {
+		if t.Keyless() {
+			_, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1)`, t.ID)
+			return err
+		}
 		if all { // whatever the target has now
 			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1)`, t.ID); err != nil {
 				return err
