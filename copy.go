@@ -21,7 +21,7 @@ type CopyConfig struct {
 	// more are claimed and ready, each on its own connections, and for every third of these one more flows, so that waits for the network cost little; one is always ready, unless Workers is 1.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
-	// an interruption costs each worker. Default: a 64th of the database, 16 to 64 MiB.
+	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
 	ChunkBytes int64
 	// MaxBytesPerSecond limits what this process copies, all workers together, in bytes as they are sent.
 	// Default: no limit.
@@ -37,7 +37,7 @@ type CopyConfig struct {
 const (
 	roundTripsPerChunk = 5.0
 	usualChunk         = 400 * time.Millisecond
-	smallestChunk      = 16 << 20
+	smallestChunk      = 8 << 20
 	largestChunk       = 64 << 20
 	// spareConnections are those of the pools that are not for chunks: index builds, the journal, the throttle.
 	spareConnections = 6
