@@ -41,7 +41,7 @@ usage: heroku-migrate [flags] command [flags]
                           state kept, a second one kills it. run does not switch by itself
       --until WHERE       stop at in-sync, switched or completed (default: go on until completed)
       --workers N         chunks copied at once (default: 2 to 8, by what both servers allow)
-      --chunk-mb N        size of a chunk, in MiB on disk (default: 16 to 64, by the size of the database)
+      --chunk-mb N        size of a chunk, in MiB on disk (default: 8 to 64, by the size of the database)
       --max-mb N          copy no more than N MiB per second (default: no limit)
       --no-throttle       copy at full speed even when the source suffers: by default the copy slows down when
                           sessions pile up on the source, followers lag or a small query gets slow
