@@ -86,7 +86,7 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		// A partitioned root brings all that are its partitions now.
-		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE"); err != nil {
+		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", ""); err != nil {
 			return err
 		}
 		if err := missing(tx); err != nil {

@@ -162,8 +162,9 @@ func lockBudget(ctx context.Context, tx pgx.Tx) (time.Duration, error) {
 
 // lock takes a strong lock on a table (and its partitions, if the name says so) within the lock budget. Before, it takes one
 // that only vacuum and DDL mind: an autovacuum gives way to whoever has waited for deadlock_timeout, which is
-// longer than the strong lock may be waited for, and nobody of the application queues behind this one.
-func lock(ctx context.Context, tx pgx.Tx, name, mode string) error {
+// longer than the strong lock may be waited for, and nobody of the application queues behind this one. What is
+// to be done with the lock travels with the request for it, so that nobody waits for the network meanwhile.
+func lock(ctx context.Context, tx pgx.Tx, name, mode, then string) error {
 	budget, err := lockBudget(ctx, tx)
 	if err != nil {
 		return err
@@ -172,22 +173,22 @@ func lock(ctx context.Context, tx pgx.Tx, name, mode string) error {
 		mode    string
 		timeout time.Duration
 		each    bool // the time-out is for each lock, not for all
-	}{{"SHARE UPDATE EXCLUSIVE", budget * 2, true}, {mode, budget, false}} {
+		then    string
+	}{{"SHARE UPDATE EXCLUSIVE", budget * 2, true, ""}, {mode, budget, false, "; SET LOCAL statement_timeout = 0; " + then}} {
 		all := l.timeout.Milliseconds()
 		if l.each {
 			all = 0
 		}
-		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d`, l.timeout.Milliseconds(), all)); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN `+l.mode+` MODE`); isBusy(ctx, err) {
+		_, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; LOCK TABLE %s IN %s MODE%s`,
+			l.timeout.Milliseconds(), all, name, l.mode, l.then))
+		switch {
+		case isBusy(ctx, err):
 			return ErrBusy
-		} else if err != nil {
+		case err != nil:
 			return err
 		}
 	}
-	_, err = tx.Exec(ctx, `SET LOCAL statement_timeout = 0`)
-	return err
+	return nil
 }
 
 // isBusy tells whether an attempt to lock ran out of time.

@@ -64,9 +64,6 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 	var busy error
 	for _, c := range list {
 		err := begin(ctx, func(tx pgx.Tx) error {
-			if err := lock(ctx, tx, c.Ident(), "ACCESS EXCLUSIVE"); err != nil {
-				return err
-			}
 			var b strings.Builder
 			for _, name := range c.triggers {
 				fmt.Fprintf(&b, `DROP TRIGGER %s ON %s;`, quoteName(name), c.Ident())
@@ -76,8 +73,7 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 				log, _ = strings.CutSuffix(log, "_both")
 				fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.%s(); DROP TABLE IF EXISTS heroku_migrator.%s;`, name, log)
 			}
-			_, err := tx.Exec(ctx, b.String())
-			return err
+			return lock(ctx, tx, c.Ident(), "ACCESS EXCLUSIVE", b.String())
 		})
 		switch state := sqlState(err); {
 		case err == nil, state == "42P01", state == "42704": // the table or trigger is gone

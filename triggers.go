@@ -153,14 +153,10 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 			}
 			return err
 		}
-		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE"); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, kind, key) VALUES ($1, $2, $3)`, t.ID, string(t.Kind), append([]string{}, t.Key...)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, c.attach); err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, kind, key) VALUES ($1, $2, $3)`, t.ID, string(t.Kind), append([]string{}, t.Key...))
-		return err
+		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", c.attach)
 	})
 	if errors.Is(err, ErrBusy) {
 		return fmt.Errorf("capture %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
