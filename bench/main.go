@@ -1,5 +1,5 @@
-// Command bench measures the initial copy of a database against the other tools that can make one, on one pair of
-// throw-away servers. README.md beside it says what is measured and how.
+// Command bench measures the initial copy of a database, and the capture and replication of its changes, against the other
+// tools that can do it, on one pair of throw-away servers. README.md beside it says what is measured and how.
 //
 //	make bench                           everything, about 1 GB, three rounds
 //	SCALE=0.1 ROUNDS=1 ONLY=floor,ours make bench
@@ -21,7 +21,7 @@ import (
 )
 
 // cases are what ONLY can name, in the order in which they are measured.
-var cases = []string{"floor", "dump", "pgcopydb", "bucardo", "ours", "delay", "kill", "rows", "xmin"}
+var cases = []string{"floor", "dump", "pgcopydb", "bucardo", "ours", "delay", "kill", "rows", "xmin", "writecost", "drain", "lag"}
 
 // config is what the command line and the environment say.
 type config struct {
@@ -104,6 +104,7 @@ func run(ctx context.Context, cfg config) (err error) {
 		measure func(context.Context, *report) error
 	}{
 		{"delay", b.delay}, {"kill", b.kill}, {"rows", b.rows}, {"xmin", b.xmin},
+		{"writecost", b.writeCost}, {"drain", b.drain}, {"lag", b.lag},
 	} {
 		if !cfg.wants(c.name) {
 			continue

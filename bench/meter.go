@@ -110,6 +110,35 @@ func (m *meter) finish() (cpu time.Duration, peak int64) {
 	return cpu, m.peak
 }
 
+// used is the CPU time of the tool's processes so far, as far as they run still or were waited for.
+func (m *meter) used() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sum := m.cpu
+	var walk func(pid int)
+	walk = func(pid int) {
+		if t, ok := cpuTime(pid); ok {
+			sum += t
+		}
+		for _, child := range children(pid) {
+			walk(child)
+		}
+	}
+	for _, pid := range children(os.Getpid()) {
+		if !m.before[pid] {
+			walk(pid)
+		}
+	}
+	return sum
+}
+
+// highest is the peak memory so far.
+func (m *meter) highest() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peak
+}
+
 // endDaemons ends what a tool has left behind, which is nothing unless it failed or was interrupted.
 func (m *meter) endDaemons() {
 	for range 10 { // ending one hands its children over to us

@@ -28,6 +28,10 @@ type report struct {
 	unbroken, killed []time.Duration
 	longRows         *sample
 	held             []held
+
+	costs  map[string][]cost // by tool
+	drains map[string][]drained
+	lags   map[string][]lagged
 }
 
 // median of what f finds in each.
@@ -61,6 +65,7 @@ func (r *report) markdown() string {
 	}
 	r.contest(b)
 	r.cases(b)
+	r.replication(b)
 	r.bars(b)
 	for _, m := range r.missing {
 		fmt.Fprintf(b, "\nLeft out: %s.\n", m)
@@ -211,6 +216,7 @@ func (r *report) bars(b *strings.Builder) {
 	if r.longRows != nil {
 		bar("peak memory with long rows", float64(r.longRows.peak)/(1<<20), mostMemory>>20, " MiB")
 	}
+	r.replicationBars(bar)
 	for _, h := range r.held {
 		bar("oldest backend_xmin while copying, to the longest chunk", h.copying.Seconds(), h.chunk.Seconds(), " s")
 	}
