@@ -261,7 +261,7 @@ func (c *cost) measure(ctx context.Context, j *job, pgbench string) error {
 		sql  string
 		took *time.Duration
 	}{
-		{fmt.Sprintf("INSERT INTO bulk SELECT i, i, 'text of row ' || i FROM generate_series(1, %d) i", bulkRows), &c.insert},
+		{fmt.Sprintf("INSERT INTO bulk (id, account_id, a, b) SELECT i, 1 + i * 7 %% 200000, i, 'text of row ' || i FROM generate_series(1, %d) i", bulkRows), &c.insert},
 		{"UPDATE bulk SET a = a + 1", &c.update},
 		{"DELETE FROM bulk", &c.deleteTime},
 	} {
@@ -292,7 +292,7 @@ func (b *bench) drain(ctx context.Context, r *report) error {
 		}
 		err := execute(ctx, j.from.URL,
 			fmt.Sprintf("UPDATE accounts SET balance = balance + 1 WHERE id <= %d", backlogRows/3),
-			fmt.Sprintf("INSERT INTO bulk SELECT i, i, 'text of row ' || i FROM generate_series(1, %d) i", backlogRows/3),
+			fmt.Sprintf("INSERT INTO bulk (id, account_id, a, b) SELECT i, 1 + i * 7 %% 200000, i, 'text of row ' || i FROM generate_series(1, %d) i", backlogRows/3),
 			fmt.Sprintf("UPDATE order_lines SET quantity = quantity + 1 WHERE order_id <= %d", backlogRows/9),
 			"ANALYZE accounts, bulk, order_lines")
 		if err != nil {
