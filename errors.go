@@ -33,11 +33,11 @@ var (
 
 	// ErrTrimmed is returned when the target stands before the point up to which the source's change
 	// log was trimmed: the target lost commits that it had acknowledged.
-	ErrTrimmed = errors.New("the target went back to an earlier state than it had acknowledged, and the changes since are gone from the source's log: abort and migrate again to an empty target")
+	ErrTrimmed = errors.New("the target went back to an earlier state than it had acknowledged, and the changes since are gone from the source's log: the tables concerned have to be sent whole, as Run does by itself")
 
 	// ErrFailedOver is returned when the source's timeline or system identifier is not the one that
 	// the journal's position was taken on: positions mean nothing there.
-	ErrFailedOver = errors.New("the source failed over to another server since the last round, and transactions may be missing on it: abort and migrate again")
+	ErrFailedOver = errors.New("the source failed over to another server since the last round, and transactions may be missing on it: every table has to be sent whole, as Run does by itself")
 )
 
 // RefusedError says that a precondition does not hold. Nothing was done.

@@ -268,6 +268,10 @@ func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 				return ErrAborted
 			}
 			return nil
+		case wentBack(err) && s.Phase != PhaseCleaningUp:
+			if err := m.rebase(ctx, s, err); err != nil {
+				return err
+			}
 		case err != nil && !Retryable(err):
 			m.log.InfoContext(ctx, "the step failed", "phase", string(s.Phase), "error", err)
 			m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})

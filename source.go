@@ -21,6 +21,7 @@ const SchemaName = "heroku_migrator"
 // nothing half done.
 type Source interface {
 	Database
+	Fencer
 
 	// Catalog lists the tables to be moved, with their keys, columns and sizes.
 	Catalog(ctx context.Context) (*Catalog, error)
@@ -54,6 +55,13 @@ type Source interface {
 	// changed these rows: the next round brings them over anew. With all true, the whole table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
 
+	// Resend has the next round send whole those of the tables whose log was trimmed, or all of them: their logs then say
+	// all there is to say about them, and may be read from any position.
+	Resend(ctx context.Context, tables []*Table, all bool) error
+}
+
+// Fencer is a source's part in a switch.
+type Fencer interface {
 	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails
 	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left.
 	PrepareFence(ctx context.Context, tables []*Table) error

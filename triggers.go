@@ -201,7 +201,15 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 
 // Touch implements [Source]. A table without a key is always sent whole.
 func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) error {
+	return h.touch(ctx, t, keys, all, `SELECT $1::oid`)
+}
+
+// touch is Touch with one statement more about the table in the same transaction.
+func (h *Heroku) touch(ctx context.Context, t *Table, keys io.Reader, all bool, and string) error {
 	err := h.change(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, and, t.ID); err != nil {
+			return err
+		}
 		if t.Keyless() {
 			_, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1)`, t.ID)
 			return err

@@ -354,12 +354,12 @@ func (b *bench) eachFollower(ctx context.Context, do func(*follower, *job, *foll
 
 // lagged is how late the target was, and at which rate.
 type lagged struct {
-	steady, full         []time.Duration // of each heartbeat, in order
-	rate                 float64         // transactions/s at full speed
-	catchUp              time.Duration   // from the end of the load at full speed
-	cpu                  time.Duration   // at the steady rate
-	peak                 int64
-	steadyRate, caughtUp float64
+	steady, full []time.Duration // of each heartbeat, in order
+	rate         float64         // transactions/s at full speed
+	catchUp      time.Duration   // from the end of the load at full speed
+	cpu          time.Duration   // at the steady rate
+	peak         int64
+	steadyRate   float64
 }
 
 // lag measures from outside: when a heartbeat that was committed on the source is there on the target.
@@ -379,7 +379,7 @@ func (b *bench) lag(ctx context.Context, r *report) error {
 		if err := b.beats(ctx, j); err != nil {
 			return err
 		}
-		l.catchUp, l.peak = time.Since(begin), j.meter.highest()
+		l.catchUp, l.peak = time.Since(begin), j.highest()
 		b.sayf("%-8s at %.0f transactions/s: lag %s; CPU %.1f s in %v; at %.0f/s: lag %s, caught up after %.1f s; peak %.0f MiB", f.name, l.steadyRate, quantiles(l.steady), l.cpu.Seconds(), steadyTime,
 			l.rate, quantiles(l.full), l.catchUp.Seconds(), float64(l.peak)/(1<<20))
 		if r.lags == nil {

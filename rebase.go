@@ -1,0 +1,107 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A server that goes back in time takes the meaning from positions. See ARCHITECTURE.md, Servers that go back in time.
+
+// rebase makes a migration go on whose positions mean nothing any more: on a source that failed over to another server
+// (ErrFailedOver), or with a target that went back to before what was trimmed (ErrTrimmed). The tables concerned
+// are sent whole by the next round. Interrupted and repeated, it does what is left.
+func rebase(ctx context.Context, src Source, dst Target, s *State) error {
+	journal := dst.Journal()
+	snap, err := src.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	now := snap.Position()
+	closeSnapshot(ctx, snap)
+	tables, err := journal.Tables(ctx)
+	if err != nil {
+		return err
+	}
+	failedOver := !s.Captured.IsZero() && !s.Captured.SameServer(now)
+	if failedOver { // our schema, or the capture of some tables, may be among what the new server never had
+		if err := src.Claim(ctx, Claim{Migration: s.ID, Epoch: s.Epoch}, true); err != nil {
+			return err
+		}
+	}
+	var captured []*Table
+	for _, t := range tables {
+		if !t.Captured {
+			continue
+		}
+		if failedOver {
+			if err := src.Capture(ctx, t.Table); err != nil {
+				return err
+			}
+		}
+		captured = append(captured, t.Table)
+	}
+	if err := src.Resend(ctx, captured, failedOver); err != nil {
+		return err
+	}
+	if failedOver {
+		return journal.rebase(ctx, now)
+	}
+	return nil
+}
+
+// rebase has every live table join anew, from the beginning of its log, on the server of the position given.
+func (j *Journal) rebase(ctx context.Context, captured Position) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		var batch pgx.Batch
+		batch.Queue(`UPDATE heroku_migrator.migration SET captured = $1, position = ''`, captured.String())
+		batch.Queue(`UPDATE heroku_migrator.tables SET copied_at = ''`)
+		batch.Queue(`UPDATE heroku_migrator.tables SET state = 'indexed' WHERE state = 'live'`)
+		return tx.SendBatch(ctx, &batch).Close()
+	})
+	if err != nil {
+		return fmt.Errorf("journal: begin anew on another server: %w", err)
+	}
+	return nil
+}
+
+// Resend implements [Source].
+func (h *Heroku) Resend(ctx context.Context, tables []*Table, all bool) error {
+	for _, t := range tables {
+		var trimmed bool
+		err := h.pool.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&trimmed)
+		if err == nil && (all || trimmed) {
+			err = h.touch(ctx, t, strings.NewReader(""), true, `UPDATE heroku_migrator.captured SET trimmed = false WHERE relid = $1`)
+		}
+		if err != nil {
+			return fmt.Errorf("send %s whole: %w", t, err)
+		}
+	}
+	if !all {
+		return nil
+	}
+	return h.change(ctx, func(tx pgx.Tx) error { // the mark is a position of another server
+		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET trimmed = NULL`)
+		return err
+	})
+}
+
+// wentBack tells whether an error says that a server went back in time.
+func wentBack(err error) bool { return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) }
+
+// rebase says loudly what happened, and makes the migration go on.
+func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
+	message := "the source failed over to another server: every table is sent whole, so that what was lost there is gone from the target too"
+	if errors.Is(cause, ErrTrimmed) {
+		message = "the target went back to an earlier state than it had acknowledged: the tables concerned are sent whole"
+	}
+	m.log.WarnContext(ctx, message, "phase", string(s.Phase), "cause", cause)
+	m.publish(Event{Kind: EventWarning, Phase: s.Phase, Message: message})
+	if err := m.journal.Record(ctx, Event{Kind: EventWarning, Message: message}); err != nil {
+		return err
+	}
+	return rebase(ctx, m.cfg.Source, m.cfg.Target, s)
+}
