@@ -48,6 +48,10 @@ matrix: setup ## run the tests for every supported pair of Postgres versions
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all passed"
 
+.PHONY: torture
+torture: setup ## everything at once, for ten minutes (TORTURE=1h; TORTURE_SEED repeats a run's choices)
+	@$(INSTALLED); set -x; TORTURE=$${TORTURE:-10m} go test -race -count=1 -timeout 0 -run 'TestTorture$$' -v . | grep -v level=INFO
+
 .PHONY: bench
 bench: setup ## measure the initial copy against other tools (SCALE, ROUNDS, ONLY; see bench/README.md)
 	@$(INSTALLED); set -x; go run ./bench

@@ -37,6 +37,9 @@ func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) err
 		if err := journal.AddTables(ctx, cat.Tables); err != nil {
 			return err
 		}
+		if err := journal.setSchema(ctx, cat.Fingerprint); err != nil {
+			return err
+		}
 		if tables, err = journal.Tables(ctx); err != nil {
 			return err
 		}

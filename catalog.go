@@ -38,6 +38,10 @@ SELECT json_build_object(
 	'silenced', c.oid IN (SELECT root FROM silenced),
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
+			'num', a.attnum, 'identity', a.attidentity, 'missing', (a.attmissingval::text::text[])[1],
+			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum), ''),
+			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s ON s.oid = l.collnamespace
+				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),
 			'not_null', a.attnotnull, 'generated', a.attgenerated <> '',
 			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY (` + binaryTypes + `)))
 			ORDER BY a.attnum)
@@ -55,6 +59,8 @@ SELECT json_build_object(
 			JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att
 			WHERE NOT a.attnotnull OR a.attcollation <> k.coll)
 		ORDER BY x.indisprimary DESC, x.indimmediate DESC, x.indnkeyatts, x.indexrelid LIMIT 1), '[]'),
+	'checks', coalesce((SELECT json_object_agg(k.conname, pg_get_constraintdef(k.oid)) FROM pg_constraint k
+		WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated AND k.conislocal), '{}'),
 	'leaves', coalesce((
 		SELECT json_agg(json_build_object('id', l.oid::int8, 'schema', ln.nspname, 'name', l.relname,
 			'filenode', pg_relation_filenode(l.oid)::int8,
@@ -99,8 +105,10 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 				return err
 			}
 		}
-		cat.Sequences, err = listSequences(ctx, tx)
-		return err
+		if cat.Sequences, err = listSequences(ctx, tx); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, fingerprintSQL).Scan(&cat.Fingerprint)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the source's catalog: %w", err)

@@ -191,6 +191,9 @@ func (m *Migrator) execute(ctx context.Context, c *command) (string, error) {
 	case CommandResume:
 		return "resumed", m.journal.SetRun(ctx, StateRunning)
 	case CommandSwitch:
+		if err := m.followBeforeSwitch(ctx, s); err != nil {
+			return "", err
+		}
 		report, err := Cutover(ctx, m.cfg.Source, m.cfg.Target, cutover)
 		if err != nil {
 			return "", err

@@ -30,7 +30,7 @@ func TestPlanChunksCoversEveryPageOnce(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(3, 4))
 	for range 500 {
-		table := &migrator.Table{Relation: migrator.Relation{ID: 7}}
+		table := &migrator.Table{Relation: migrator.Relation{ID: 7}, Key: []string{"id"}}
 		for i := range random.IntN(4) {
 			pages := random.Int64N(1 << random.IntN(22))
 			leaf := migrator.Leaf{Relation: migrator.Relation{ID: uint32(10 + i)}, Filenode: uint32(100 + i), Pages: pages, Bytes: pages * 8192}

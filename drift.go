@@ -22,6 +22,9 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 	}
 	known := map[string]string{}
 	for _, o := range before {
+		if o.Type == typeNotNull || o.Type == typeCheck {
+			continue // ours
+		}
 		known[o.String()] = o.SQL
 	}
 	var created, changed []string

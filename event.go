@@ -20,6 +20,7 @@ const (
 	EventCommand  EventKind = "command"  // a command was taken or ended
 	EventWaiting  EventKind = "waiting"  // something outside is in the way; tried again
 	EventWarning  EventKind = "warning"  // somebody should know
+	EventSchema   EventKind = "schema"   // the source's schema changed, and was followed
 	EventFailure  EventKind = "failure"  // a step failed
 	EventSwitched EventKind = "switched" // the switch is done; Report is set
 )

@@ -37,7 +37,8 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	started_at timestamptz NOT NULL DEFAULT clock_timestamp(), phase_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	switched_at timestamptz, completed_at timestamptz,
 	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
-	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb);
+	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb,
+	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT ''); -- fingerprints: followed; shown to a person
 -- Apart from the migration's row, since it is written all the time.
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -87,6 +88,8 @@ type State struct {
 	RowsWaiting int64
 	Rounds      int64
 	RowsApplied int64
+	Schema      string // fingerprint of the source's schema that was followed last
+	SchemaSeen  string // of one that the migration was paused for
 }
 
 // TableStatus is what the journal says of a table.
@@ -117,11 +120,11 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 	var report []byte
 	err := j.pool.QueryRow(ctx, `
 		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
-		       error, message, position, captured, report, p.synced_at,
+		       error, message, position, captured, report, schema, schema_seen, p.synced_at,
 		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rounds, p.rows_applied
 		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
 		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
-			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.SyncedAt, &s.SyncedAge, &s.RowsWaiting,
+			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema, &s.SchemaSeen, &s.SyncedAt, &s.SyncedAge, &s.RowsWaiting,
 			&s.Rounds, &s.RowsApplied)
 	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
 		return nil, ErrNoMigration
@@ -304,6 +307,16 @@ func (j *Journal) SetCaptured(ctx context.Context, at Position) error {
 	return j.exec(ctx, "note where capture is installed", `UPDATE heroku_migrator.migration SET captured = $1`, at.String())
 }
 
+// setSchema notes the fingerprint of the schema that the tables are recorded with.
+func (j *Journal) setSchema(ctx context.Context, fingerprint string) error {
+	return j.exec(ctx, "note the schema", `UPDATE heroku_migrator.migration SET schema = $1`, fingerprint)
+}
+
+// pauseForSchema pauses, and notes which schema a person is shown.
+func (j *Journal) pauseForSchema(ctx context.Context, fingerprint, message string) error {
+	return j.exec(ctx, "pause", `UPDATE heroku_migrator.migration SET run = 'paused', schema_seen = $1, message = $2`, fingerprint, message)
+}
+
 // SetMessage says in words what happens now.
 func (j *Journal) SetMessage(ctx context.Context, message string) error {
 	return j.exec(ctx, "set the message", `UPDATE heroku_migrator.migration SET message = $1 WHERE message <> $1`, message)
@@ -434,19 +447,26 @@ func withFilenodes(spec []byte, now map[uint32]uint32) ([]byte, error) {
 
 // AddObjects records the source's schema.
 func (j *Journal) AddObjects(ctx context.Context, objects []SchemaObject) error {
-	err := j.tx(ctx, func(tx pgx.Tx) error {
-		_, err := tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "objects"},
-			[]string{"id", "stage", "type", "schema", "name", "table_id", "sql", "undo", "state"},
-			pgx.CopyFromSlice(len(objects), func(i int) ([]any, error) {
-				o := objects[i]
-				return []any{o.ID, string(o.Stage), o.Type, o.Schema, o.Name, int64(o.Table), o.SQL, o.Undo, string(o.State)}, nil
-			}))
-		return err
-	})
+	err := j.tx(ctx, func(tx pgx.Tx) error { return insertObjects(ctx, tx, objects) })
 	if err != nil {
 		return fmt.Errorf("journal: add objects: %w", err)
 	}
 	return nil
+}
+
+func insertObjects(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "objects"},
+		[]string{"id", "stage", "type", "schema", "name", "table_id", "sql", "undo", "state", "error"},
+		pgx.CopyFromSlice(len(objects), func(i int) ([]any, error) {
+			o := objects[i]
+			return []any{o.ID, string(o.Stage), o.Type, o.Schema, o.Name, int64(o.Table), o.SQL, o.Undo, string(o.State), o.Error}, nil
+		}))
+	return err
+}
+
+func jsonText(v any) (string, error) {
+	text, err := json.Marshal(v)
+	return string(text), err
 }
 
 // Objects reads the schema, in the order of creation.

@@ -27,6 +27,8 @@ type Config struct {
 	// RetryFor is how long Run tries again when something fails that may go away by itself, such as lost
 	// connections, before it gives up. Default: 30 minutes since the last success.
 	RetryFor time.Duration
+	// SchemaChanges says what is done when the source's schema changes meanwhile. Default: [SchemaForward].
+	SchemaChanges SchemaPolicy
 }
 
 // Migrator composes the phases: it walks them one after the other, as far as the journal says it has not
@@ -42,6 +44,13 @@ type Migrator struct {
 
 // New returns a migrator. It does not connect.
 func New(cfg Config) (*Migrator, error) {
+	switch cfg.SchemaChanges {
+	case "":
+		cfg.SchemaChanges = SchemaForward
+	case SchemaForward, SchemaPause, SchemaFail:
+	default:
+		return nil, fmt.Errorf("the policy for schema changes is %q; it is forward, pause or fail", cfg.SchemaChanges)
+	}
 	if cfg.Source == nil || cfg.Target == nil {
 		return nil, errors.New("migrator: Config.Source and Config.Target are required")
 	}
@@ -268,6 +277,10 @@ func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 				return ErrAborted
 			}
 			return nil
+		case schemaIsOther(err) && s.Phase != PhaseCleaningUp && s.Phase != PhaseStarting:
+			if err := m.followSchema(ctx, s, err); err != nil {
+				return err
+			}
 		case wentBack(err) && s.Phase != PhaseCleaningUp:
 			if err := m.rebase(ctx, s, err); err != nil {
 				return err

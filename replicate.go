@@ -51,6 +51,7 @@ type replicator struct {
 	copiedAt map[uint32]Position // of joining tables without a key: from where on their logs count
 	position Position
 	captured Position // on which server capture was installed
+	schema   string   // fingerprint of the schema that is known
 	untrimmd []acknowledged
 	synced   time.Time // when the journal was told last
 }
@@ -75,7 +76,7 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 	if err != nil {
 		return nil, err
 	}
-	r.position, r.captured = state.Position, state.Captured
+	r.position, r.captured, r.schema = state.Position, state.Captured, state.Schema
 	tables, err := dst.Journal().Tables(ctx)
 	if err != nil {
 		return nil, err
@@ -149,6 +150,15 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 	defer closeSnapshot(ctx, snap)
 	if !r.captured.SameServer(snap.Position()) {
 		return roundStats{}, ErrFailedOver
+	}
+	if r.schema != "" {
+		now, err := snap.Fingerprint(ctx)
+		if err != nil {
+			return roundStats{}, err
+		}
+		if now != r.schema {
+			return roundStats{}, ErrSchemaChanged
+		}
 	}
 	round := Round{Joining: r.joining}
 	var stats roundStats

@@ -60,8 +60,12 @@ type Source interface {
 	Resend(ctx context.Context, tables []*Table, all bool) error
 }
 
-// Fencer is a source's part in a switch.
+// Fencer is a source's part in a switch, and what else it does to tables that are captured already.
 type Fencer interface {
+	// Adopt takes up relations that have become partitions of a captured table: their TRUNCATE is captured from now on, and their
+	// rows come with the next round. It fails with [ErrBusy] as Capture does.
+	Adopt(ctx context.Context, table *Table, leaves []Relation) error
+
 	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails
 	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left.
 	PrepareFence(ctx context.Context, tables []*Table) error
@@ -94,8 +98,13 @@ type Database interface {
 
 // Snapshot is one instant of the source. It must be closed; it may not be used concurrently.
 type Snapshot interface {
+	Extras
+
 	// Position tells which transactions the snapshot sees.
 	Position() Position
+
+	// Fingerprint sums up the schema, as Catalog does.
+	Fingerprint(ctx context.Context) (string, error)
 
 	// CopyChunk writes the chunk's rows, in the COPY format of table.Format with the columns of table.Columns
 	// that are not generated, but for those whose key is in the change log. It fails with [ErrRewritten] when the relation was
@@ -120,6 +129,12 @@ type Snapshot interface {
 	// Digest summarises the table's rows, so that two databases can be compared.
 	Digest(ctx context.Context, table *Table) (Digest, error)
 
+	// Close ends the snapshot.
+	Close(ctx context.Context) error
+}
+
+// Extras are what a database holds beside the rows of its tables.
+type Extras interface {
 	// LargeObjects writes one line for each piece of each large object, in COPY text format: the object's OID,
 	// the piece's offset, its length, its SHA-256 and, with the first piece, the object's comment.
 	LargeObjects(ctx context.Context, w io.Writer) (pieces int64, err error)
@@ -133,9 +148,6 @@ type Snapshot interface {
 
 	// CopyExtensionTable writes these columns of the users' rows, in COPY text format.
 	CopyExtensionTable(ctx context.Context, table *ExtensionTable, columns []string, w io.Writer) (rows int64, err error)
-
-	// Close ends the snapshot.
-	Close(ctx context.Context) error
 }
 
 // Identity is what a server says of itself.
@@ -184,6 +196,8 @@ type Catalog struct {
 	// Columnless are tables without columns. Their rows have no key and nothing to copy, only a number, so
 	// they have to be empty (Rows is 0), and are kept so by the fence; their definitions are carried over.
 	Columnless []*Table
+	// Fingerprint is another one when the schema is.
+	Fingerprint string
 }
 
 // Relation names a relation.
@@ -215,7 +229,9 @@ type Table struct {
 	Columns []Column  `json:"columns"`
 	Key     []string  `json:"key"` // columns of a NOT NULL unique key; empty if there is none
 	Leaves  []Leaf    `json:"leaves"`
-	Rows    int64     `json:"rows"` // an estimate
+	// Checks are the definitions of its CHECK constraints, by name.
+	Checks map[string]string `json:"checks,omitempty"`
+	Rows   int64             `json:"rows"` // an estimate
 	// Silenced tells that triggers of ours on it are, or were, disabled: changes may not have been captured.
 	Silenced bool `json:"silenced,omitempty"`
 }
@@ -237,6 +253,17 @@ type Column struct {
 	NotNull   bool   `json:"not_null,omitempty"`
 	Generated bool   `json:"generated,omitempty"`
 	Binary    bool   `json:"binary,omitempty"` // its type's binary form is the same on both sides
+
+	Num       int     `json:"num,omitempty"`       // attnum: stays when the column is renamed
+	Default   string  `json:"default,omitempty"`   // an expression; of a generated column, what it is generated from
+	Missing   *string `json:"missing,omitempty"`   // what rows have that were there before the column
+	Identity  string  `json:"identity,omitempty"`  // a: ALWAYS, d: BY DEFAULT
+	Collation string  `json:"collation,omitempty"` // if it is not its type's; quoted
+}
+
+// same tells whether two columns hold the same values.
+func (c Column) same(o Column) bool {
+	return c.Name == o.Name && c.Type == o.Type && c.NotNull == o.NotNull && c.Generated == o.Generated && c.Num == o.Num
 }
 
 // Format is the COPY format of the table's rows: binary where that is safe for every column, else text.
@@ -294,7 +321,7 @@ func (t *Table) sameShape(o *Table) bool {
 		sameLeaves = t.Leaves[i].Relation == o.Leaves[i].Relation
 	}
 	return t.Relation == o.Relation && t.Kind == o.Kind && sameLeaves &&
-		slices.Equal(t.Columns, o.Columns) && slices.Equal(t.Key, o.Key)
+		slices.EqualFunc(t.Columns, o.Columns, Column.same) && slices.Equal(t.Key, o.Key)
 }
 
 // Chunk is a part of a table that is copied in one transaction: a range of pages of one leaf.

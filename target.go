@@ -14,6 +14,7 @@ import (
 type Target interface {
 	Database
 	Switcher
+	Copier
 
 	// Journal is where the migration's state is kept, in the same database as its rows.
 	Journal() *Journal
@@ -25,16 +26,9 @@ type Target interface {
 	// Create creates the objects and marks them done in the journal.
 	Create(ctx context.Context, objects []SchemaObject) error
 
-	// CopyChunk claims a chunk that nobody is copying, hands it to read, and commits what read wrote
-	// together with the chunk's "done" (I3). It returns nil, nil when there is no chunk to claim.
-	CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error)
-
-	// Plan records the first plan of these tables, at once. Those that have a plan are left as they are.
-	Plan(ctx context.Context, plans []TablePlan) error
-
-	// Restart empties a table whose chunks mean nothing any more, and replaces them by a new plan.
-	// If the table has been planned anew since plan number after, it does nothing and returns false.
-	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) (bool, error)
+	// ChangeSchema carries out a change of the schema, and records what there is then. A step that has an object may
+	// fail, which is recorded with it; any other failure undoes all but the labels.
+	ChangeSchema(ctx context.Context, change *SchemaChange) error
 
 	// Apply brings the tables of a round to the snapshot's state and commits that together with the new
 	// position (I3, I4).
@@ -45,6 +39,20 @@ type Target interface {
 
 	// Digest summarises the table's rows.
 	Digest(ctx context.Context, table *Table) (Digest, error)
+}
+
+// Copier is a target's part in the copy.
+type Copier interface {
+	// CopyChunk claims a chunk that nobody is copying, hands it to read, and commits what read wrote
+	// together with the chunk's "done" (I3). It returns nil, nil when there is no chunk to claim.
+	CopyChunk(ctx context.Context, read ReadChunk) (*Chunk, error)
+
+	// Plan records the first plan of these tables, at once. Those that have a plan are left as they are.
+	Plan(ctx context.Context, plans []TablePlan) error
+
+	// Restart empties a table whose chunks mean nothing any more, and replaces them by a new plan.
+	// If the table has been planned anew since plan number after, it does nothing and returns false.
+	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) (bool, error)
 }
 
 // Switcher is a target's part in a switch, and in going back.

@@ -73,10 +73,14 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 				INSERT INTO %[1]s (%[2]s) VALUES (%[4]s);
 				RETURN NULL;
 			END $capture$;`, log, t.keyList(""), fn, t.keyList("NEW."))
-		trigger(t.Relation, "write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
-		trigger(t.Relation, "delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
+		trigger(t.Relation, "row_write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
+		trigger(t.Relation, "row_delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
-	trigger(t.Relation, "key", fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
+	key := "key"
+	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
+		key = "row_key"
+	}
+	trigger(t.Relation, key, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
 	c.attach = b.String() + truncateTriggers(t, always)
 	return c
 }
@@ -92,6 +96,7 @@ func createTrigger(on Relation, name, rest string, always bool) string {
 func truncateTriggers(t *Table, always bool) string {
 	var b strings.Builder
 	for _, r := range t.relations() {
+		fmt.Fprintf(&b, "DROP TRIGGER IF EXISTS heroku_migrator_truncate ON %s;\n", r.Ident()) // of a partition that was detached
 		b.WriteString(createTrigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.truncate()`, r.Ident()), always))
 	}
 	return b.String()
@@ -163,6 +168,34 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	}
 	if err != nil {
 		return fmt.Errorf("capture %s: %w", t, err)
+	}
+	return nil
+}
+
+// Adopt implements [Source]. Rows that a relation brings along were written before its root's triggers saw it; what is
+// written from then on, they capture. So the keys may be entered at any time after.
+func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
+	for _, leaf := range leaves {
+		err := h.change(ctx, func(tx pgx.Tx) error {
+			return lock(ctx, tx, "ONLY "+leaf.Ident(), "SHARE ROW EXCLUSIVE", truncateTriggers(&Table{Relation: leaf}, true))
+		})
+		if err != nil {
+			return fmt.Errorf("capture partition %s: %w", leaf, err)
+		}
+	}
+	if t.Keyless() {
+		return h.Touch(ctx, t, strings.NewReader(""), true)
+	}
+	err := h.change(ctx, func(tx pgx.Tx) error {
+		for _, leaf := range leaves {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID), t.keyList(""), t.keyList(""), leaf.Ident())); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("send the rows of new partitions of %s: %w", t, err)
 	}
 	return nil
 }

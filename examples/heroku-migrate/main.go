@@ -41,6 +41,7 @@ usage: heroku-migrate [flags] command [flags]
                           state kept, a second one kills it. run does not switch by itself
       --until WHERE       stop at in-sync, switched or completed (default: go on until completed)
       --workers N         chunks copied at once (default: 2 to 8, by what both servers allow)
+      --schema-changes P  when the source's schema changes meanwhile: forward (default), pause or fail
       --chunk-mb N        size of a chunk, in MiB on disk (default: 8 to 64, by the size of the database)
       --max-mb N          copy no more than N MiB per second (default: no limit)
       --no-throttle       copy at full speed even when the source suffers: by default the copy slows down when
@@ -89,6 +90,7 @@ type options struct {
 	maxMiB         int64
 	noThrottle     bool
 	pgDump         string
+	schemaChanges  string
 	logLevel       slog.Level
 }
 
@@ -115,6 +117,7 @@ func parse(args []string) (options, error) {
 	fs.Int64Var(&o.chunkMiB, "chunk-mb", 0, "")
 	fs.Int64Var(&o.maxMiB, "max-mb", 0, "")
 	fs.BoolVar(&o.noThrottle, "no-throttle", false, "")
+	fs.StringVar(&o.schemaChanges, "schema-changes", string(migrator.SchemaForward), "")
 	fs.StringVar(&o.pgDump, "pg-dump", "", "")
 	fs.TextVar(&o.logLevel, "log-level", o.logLevel, "")
 	for len(args) > 0 {
@@ -249,7 +252,7 @@ func run(o options, out *output) error {
 		Workers: o.workers, ChunkBytes: o.chunkMiB << 20, MaxBytesPerSecond: o.maxMiB << 20,
 		Throttle: migrator.ThrottleConfig{Off: o.noThrottle},
 	}
-	m, err := migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: copying})
+	m, err := migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: copying, SchemaChanges: migrator.SchemaPolicy(o.schemaChanges)})
 	if err != nil {
 		return err
 	}

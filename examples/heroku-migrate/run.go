@@ -128,7 +128,7 @@ func (t *teller) event(e migrator.Event) {
 		if e.Phase == migrator.PhaseReplicating && t.until != string(migrator.UntilInSync) {
 			t.out.linef("run does not switch by itself: `heroku-migrate switch`, from another terminal")
 		}
-	case migrator.EventWaiting, migrator.EventWarning, migrator.EventThrottle:
+	case migrator.EventWaiting, migrator.EventWarning, migrator.EventSchema, migrator.EventThrottle:
 		t.out.linef("%s: %s", e.Kind, e.Message)
 	case migrator.EventCommand:
 		if name, refused := strings.CutSuffix(e.Message, ": "); refused {

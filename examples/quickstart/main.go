@@ -238,7 +238,7 @@ func narrate(t *timeline, events <-chan migrator.Event) {
 		case migrator.EventChunk:
 			rows += e.Rows
 			bytes += e.Bytes
-		case migrator.EventWarning, migrator.EventWaiting, migrator.EventFailure, migrator.EventThrottle:
+		case migrator.EventWarning, migrator.EventSchema, migrator.EventWaiting, migrator.EventFailure, migrator.EventThrottle:
 			t.sayf("%s: %s", e.Kind, e.Message)
 		case migrator.EventTable, migrator.EventObject, migrator.EventRound, migrator.EventCommand, migrator.EventSwitched:
 		}

@@ -1,0 +1,192 @@
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// How the state machine follows the source's schema, and what the target does for it.
+
+// schemaIsOther tells whether an error may come from a schema that has changed: a round says so; a chunk fails at a table or
+// column that is not there any more.
+func schemaIsOther(err error) bool {
+	switch sqlState(err) {
+	case "42703", "42P01", "42704", "22P02", "23514", "3F000":
+		return true
+	}
+	return errors.Is(err, ErrSchemaChanged)
+}
+
+// followSchema follows the source's schema by the policy. If that has not changed, the cause stands.
+func (m *Migrator) followSchema(ctx context.Context, s *State, cause error) error {
+	err := m.follow(ctx, s)
+	switch {
+	case errors.Is(err, errSameSchema) && errors.Is(cause, ErrSchemaChanged): // changed, and changed back
+		return nil
+	case errors.Is(err, errSameSchema):
+		err = cause
+	}
+	if err == nil || Retryable(err) {
+		return err
+	}
+	m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})
+	return errors.Join(err, m.journal.Fail(ctx, s.Phase, err))
+}
+
+// followBeforeSwitch makes the target's schema the source's, if the policy is to do so.
+func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
+	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause || s.Schema == "" {
+		return nil // the comparison that follows names what has changed
+	}
+	err := m.follow(ctx, s)
+	if errors.Is(err, errSameSchema) {
+		return nil
+	}
+	return err
+}
+
+var errSameSchema = errors.New("the schema is the one that is known")
+
+func (m *Migrator) follow(ctx context.Context, s *State) error {
+	plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target)
+	if err != nil {
+		return err
+	}
+	if plan == nil {
+		return errSameSchema
+	}
+	what := strings.Join(plan.said, "; ")
+	if what == "" {
+		what = "nothing that concerns the target"
+	}
+	switch {
+	case m.cfg.SchemaChanges == SchemaFail:
+		return refuse("follow the schema", "The source's schema has changed (%s), and the policy is to fail. Undo the change, or run again with another policy.", what)
+	case m.cfg.SchemaChanges == SchemaPause && s.SchemaSeen != plan.Fingerprint:
+		message := fmt.Sprintf("paused: the source's schema has changed (%s); resume to carry that over", what)
+		m.log.WarnContext(ctx, message)
+		m.publish(Event{Kind: EventWarning, Phase: s.Phase, Message: message})
+		return m.journal.pauseForSchema(ctx, plan.Fingerprint, message)
+	}
+	if err := plan.carry(ctx, m.cfg.Source, m.cfg.Target); err != nil {
+		return err
+	}
+	message := "the source's schema has changed, and the target's with it: " + what
+	m.log.InfoContext(ctx, message)
+	m.publish(Event{Kind: EventSchema, Phase: s.Phase, Message: message})
+	return m.journal.Record(ctx, Event{Kind: EventSchema, Message: message})
+}
+
+// ChangeSchema implements [Target].
+func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) error {
+	for _, sql := range change.Labels { // a label cannot be used by the transaction that adds it
+		if _, err := p.pool.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("follow the schema: %s: %w", sql, err)
+		}
+	}
+	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
+			return err
+		}
+		if _, err := p.silence(ctx, tx); err != nil {
+			return err
+		}
+		for _, t := range change.Empty {
+			if _, err := tx.Exec(ctx, `DROP INDEX IF EXISTS `+imageIndex(t)); err != nil {
+				return err
+			}
+			if err := truncateAll(ctx, tx, Round{Changes: []RoundChange{{Change: Change{Table: t, Truncated: []Relation{t.Relation}}}}}); err != nil {
+				return err
+			}
+		}
+		for i := range change.Steps {
+			if err := change.take(ctx, tx, change.Steps[i]); err != nil {
+				return err
+			}
+		}
+		return change.record(ctx, tx)
+	})
+	p.ops.forget()
+	if err != nil {
+		return fmt.Errorf("follow the schema: %w", err)
+	}
+	return nil
+}
+
+// take carries out a step. What fails now, for rows that come with the next round, is left to the switch where that can be.
+func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) error {
+	err := savepoint(ctx, tx, func(tx executor) error {
+		_, err := tx.Exec(ctx, step.SQL)
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	if step.Object == nil || sqlState(err) == "" || Retryable(err) {
+		return fmt.Errorf("%s: %w", step.SQL, err)
+	}
+	switch sqlState(err) {
+	case "42P07", "42710", "42P16": // it is there: it came with what it belongs to
+		return nil
+	}
+	o := *step.Object
+	o.State, o.Error = ObjectFailed, err.Error()
+	switch o.Type {
+	case "INDEX", "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT", typeValidation, typeNotNull, typeCheck:
+		o.State, o.Stage = ObjectPending, StageSwitch
+		if o.Undo == "" {
+			o.Undo = dropping(o)
+		}
+		if o.Type == typeValidation {
+			o.Undo = ""
+		}
+	}
+	if o.ID == 0 {
+		for _, other := range c.Objects {
+			o.ID = max(o.ID, other.ID+1)
+		}
+	}
+	for i := range c.Objects {
+		if c.Objects[i].ID == o.ID {
+			c.Objects[i] = o
+			return nil
+		}
+	}
+	c.Objects = append(c.Objects, o)
+	return nil
+}
+
+// record writes down what there is now. Tables that are new join with the next round: their logs say all about them.
+func (c *SchemaChange) record(ctx context.Context, tx pgx.Tx) error {
+	for _, id := range c.Dropped {
+		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.chunks WHERE table_id = $1`, int64(id)); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.tables WHERE id = $1`, int64(id)); err != nil {
+			return err
+		}
+	}
+	for _, t := range c.Tables {
+		spec, err := jsonText(t)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			INSERT INTO heroku_migrator.tables (id, spec, state, captured) VALUES ($1, $2, 'indexed', true)
+			ON CONFLICT (id) DO UPDATE SET spec = excluded.spec`, int64(t.ID), spec); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.objects`); err != nil {
+		return err
+	}
+	if err := insertObjects(ctx, tx, c.Objects); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET schema = $1`, c.Fingerprint)
+	return err
+}

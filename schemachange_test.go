@@ -1,0 +1,209 @@
+package migrator_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heroku-migrator/migrator"
+)
+
+// changingTables are changed by the test of schema changes.
+var changingTables = []string{
+	`CREATE TYPE mood AS ENUM ('sad', 'happy')`,
+	`CREATE TABLE users (id bigserial PRIMARY KEY, name text NOT NULL, age int, feels mood)`,
+	`CREATE TABLE posts (id bigserial PRIMARY KEY, user_id bigint REFERENCES users, body text)`, `CREATE INDEX posts_user ON posts (user_id)`,
+	`CREATE TABLE part (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id)`, `CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100)`,
+	`CREATE INDEX part_v ON part (v)`,
+	`CREATE TABLE bag (a int, b text)`, `CREATE VIEW names AS SELECT id, name FROM users`,
+	`INSERT INTO users (name, age, feels) SELECT 'u' || i, i + 0, 'sad' FROM generate_series(1, 300) i`, `INSERT INTO posts (user_id, body) SELECT i, 'b' || i FROM generate_series(1, 300) i`,
+	`INSERT INTO part SELECT i, 'v' FROM generate_series(0, 99) i`, `INSERT INTO bag SELECT i % 7, 'b' FROM generate_series(1, 50) i`,
+}
+
+// requireSameSchema compares tables, columns, indexes, constraints and views of both sides.
+func requireSameSchema(t *testing.T, p *pair) {
+	t.Helper()
+	read := func(c *pgx.Conn) (list []string) {
+		rows, err := c.Query(t.Context(), `
+			SELECT format('column %s.%s %s %s %s %s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, pg_get_expr(adbin, adrelid))
+			FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef d ON adrelid = attrelid AND adnum = attnum
+			WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 AND NOT attisdropped
+			UNION ALL SELECT format('index %s', regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \S+', 'INDEX')) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'public'::regnamespace
+			UNION ALL SELECT format('constraint %s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+			UNION ALL SELECT format('partition %s %s', inhrelid::regclass, inhparent::regclass) FROM pg_inherits
+			UNION ALL SELECT format('label %s %s', enumtypid::regtype, string_agg(enumlabel, ',' ORDER BY enumsortorder)) FROM pg_enum GROUP BY enumtypid
+			ORDER BY 1`)
+		require.NoError(t, err)
+		list, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		return list
+	}
+	require.Equal(t, read(p.source.ConnectAdmin(t)), read(p.target.ConnectAdmin(t)))
+}
+
+// What the application does to its schema while the target follows it is done to the target's too, before the rows that need it.
+func TestSchemaChangesAreFollowed(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, changingTables...)
+	untilInSync(t, p)
+	for _, step := range []struct {
+		name string
+		sql  []string
+	}{
+		{"add columns", []string{`ALTER TABLE users ADD COLUMN email text, ADD COLUMN score int NOT NULL DEFAULT 7, ADD COLUMN tags text[] DEFAULT '{a,"b c"}'`, `UPDATE users SET email = 'e' WHERE id < 10`}},
+		{"default changed at once", []string{`ALTER TABLE posts ADD COLUMN stars int DEFAULT 1`, `ALTER TABLE posts ALTER stars SET DEFAULT 5`, `INSERT INTO posts (user_id) VALUES (1)`}},
+		{"volatile default", []string{`ALTER TABLE posts ADD COLUMN token uuid DEFAULT gen_random_uuid(), ADD COLUMN n bigint GENERATED ALWAYS AS IDENTITY`, `DELETE FROM posts WHERE id = 5`}},
+		{"generated", []string{`ALTER TABLE users ADD COLUMN twice int GENERATED ALWAYS AS (age * 2) STORED`}},
+		{"drop column", []string{`ALTER TABLE users DROP COLUMN tags`, `INSERT INTO users (name) VALUES ('after')`}},
+		{"rename column", []string{`ALTER TABLE users RENAME name TO full_name`, `UPDATE users SET full_name = 'renamed' WHERE id = 3`}},
+		{"rename table", []string{`ALTER TABLE posts RENAME TO articles`, `UPDATE articles SET body = 'x' WHERE id = 7`}},
+		{"rewriting type", []string{`ALTER TABLE articles ALTER stars TYPE text USING 'stars: ' || stars`, `INSERT INTO articles (user_id, stars) VALUES (2, 'many')`}},
+		{"other type", []string{`ALTER TABLE users ALTER score TYPE bigint`, `ALTER TABLE users ALTER email TYPE varchar(80)`}},
+		{"not null after backfill", []string{`UPDATE users SET email = 'none' WHERE email IS NULL`, `UPDATE users SET age = 0 WHERE age IS NULL`, `ALTER TABLE users ALTER age DROP DEFAULT, ALTER score DROP NOT NULL`}},
+		{"new table", []string{`CREATE TABLE likes (id serial PRIMARY KEY, user_id bigint REFERENCES users ON DELETE CASCADE, at timestamptz DEFAULT now())`, `INSERT INTO likes (user_id) SELECT id FROM users LIMIT 50`, `CREATE INDEX ON likes (user_id)`}},
+		{"new table is followed", []string{`DELETE FROM likes WHERE id < 5`, `INSERT INTO likes (user_id) VALUES (1)`}},
+		{"indexes", []string{`CREATE UNIQUE INDEX CONCURRENTLY users_score ON users (score, id)`, `DROP INDEX posts_user`, `ALTER TABLE users ADD CONSTRAINT grown CHECK (age >= 0)`}},
+		{"label", []string{`ALTER TYPE mood ADD VALUE 'angry' BEFORE 'sad'`, `ALTER TYPE mood ADD VALUE 'glad' AFTER 'sad'`, `UPDATE users SET feels = 'glad' WHERE id = 9`}},
+		{"partition", []string{`CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200)`, `INSERT INTO part VALUES (150, 'x')`, `UPDATE part SET id = 160 WHERE id = 50`}},
+		{"truncate of a new partition", []string{`TRUNCATE part_2`, `INSERT INTO part VALUES (151, 'x')`}},
+		{"attach with rows", []string{`CREATE TABLE part_3 (id int NOT NULL, v text)`, `INSERT INTO part_3 SELECT i, 'brought' FROM generate_series(200, 250) i`,
+			`ALTER TABLE part ATTACH PARTITION part_3 FOR VALUES FROM (200) TO (300)`, `DELETE FROM part WHERE id = 201`}},
+		{"drop a partition", []string{`DROP TABLE part_2`}},
+		{"detach a partition", []string{`ALTER TABLE part DETACH PARTITION part_3`, `INSERT INTO part_3 VALUES (999, 'own')`}},
+		{"table without a key", []string{`ALTER TABLE bag ADD COLUMN c int DEFAULT 3`, `INSERT INTO bag VALUES (1, 'b', 4)`, `DELETE FROM bag WHERE a = 2`}},
+		{"drop table", []string{`DROP TABLE likes`}},
+		{"with rows in one transaction", []string{`BEGIN; ALTER TABLE users ADD COLUMN z int; UPDATE users SET z = 1; ALTER TABLE users RENAME z TO zz; INSERT INTO users (full_name, age, zz) VALUES ('tx', 1, 2); COMMIT`}},
+		{"rolled back", []string{`BEGIN; ALTER TABLE users ADD COLUMN gone int; UPDATE users SET gone = 1; ROLLBACK`}},
+		{"attach a table that is followed", []string{`ALTER TABLE part ATTACH PARTITION part_3 DEFAULT`, `INSERT INTO part VALUES (5000, 'default')`}},
+	} {
+		p.sql(t, step.sql...)
+		untilInSync(t, p)
+		p.requireEqual(t)
+		requireSameSchema(t, p)
+		t.Log(step.name)
+	}
+	m := p.migrator(t)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandRevert)
+	p.sql(t, `UPDATE users SET zz = 5`)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}
+
+// A deploy in the middle of the copy, while the application writes.
+func TestDeployInTheMiddleOfTheCopy(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, changingTables...)
+	p.sql(t, `INSERT INTO users (name, age, feels) SELECT repeat('u', 200), i, 'happy' FROM generate_series(1, 20000) i`, `INSERT INTO posts (user_id, body) SELECT i, repeat('b', 300) FROM generate_series(1, 20000) i`)
+	m := p.migrator(t, func(c *migrator.Config) { c.Copy.MaxBytesPerSecond, c.Copy.ChunkBytes = 4<<20, 128<<10 })
+	events, unsubscribe := m.Subscribe(10000)
+	defer unsubscribe()
+	running, stop := context.WithCancel(t.Context())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return m.Run(running, migrator.UntilSwitched) })
+	for i := range 2 {
+		c := p.source.Connect(t)
+		g.Go(func() error {
+			for n := i; running.Err() == nil; n += 2 {
+				for _, sql := range []string{fmt.Sprintf(`UPDATE users SET age = age + 1 WHERE id = %d`, n%20000+1), `INSERT INTO posts (user_id, body) VALUES (1, 'w')`, fmt.Sprintf(`DELETE FROM posts WHERE id = %d`, n*3)} {
+					if _, err := c.Exec(t.Context(), sql); err != nil {
+						return fmt.Errorf("%s: %w", sql, err)
+					}
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			return nil
+		})
+	}
+	chunks := 0
+	for e := range events {
+		if e.Kind == migrator.EventChunk {
+			chunks++
+		}
+		if chunks >= 5 {
+			break
+		}
+	}
+	deploy := p.source.Connect(t)
+	for _, sql := range []string{
+		`ALTER TABLE users ADD COLUMN active boolean NOT NULL DEFAULT true`,
+		`ALTER TABLE users ADD COLUMN slug text`,
+		`CREATE INDEX CONCURRENTLY users_slug ON users (slug)`,
+		`UPDATE users SET slug = 's' || id WHERE id <= 10000`, `UPDATE users SET slug = 's' || id WHERE id > 10000`,
+		`CREATE TABLE teams (id bigserial PRIMARY KEY, name text, owner bigint REFERENCES users)`, `INSERT INTO teams (name, owner) SELECT 't', id FROM users LIMIT 100`,
+		`ALTER TABLE posts RENAME body TO content`, `ALTER TABLE users ALTER slug SET NOT NULL`, `DROP VIEW names`, `ALTER TABLE users DROP COLUMN name`,
+		`ALTER TABLE posts ALTER content SET DEFAULT 'w'`,
+	} {
+		if sql == `ALTER TABLE posts RENAME body TO content` {
+			continue // its writers name the column: they would be deployed at the same time
+		}
+		if sql == `ALTER TABLE posts ALTER content SET DEFAULT 'w'` {
+			sql = `ALTER TABLE posts ALTER body SET DEFAULT 'w'`
+		}
+		execute(t, deploy, sql)
+	}
+	require.Eventually(t, func() bool { return phase(t, m) == migrator.PhaseReplicating }, 60*time.Second, 50*time.Millisecond)
+	time.Sleep(time.Second)
+	stop()
+	require.ErrorIs(t, g.Wait(), context.Canceled)
+	untilInSync(t, p)
+	p.requireEqual(t)
+	do(t, p.migrator(t), migrator.CommandSwitch)
+	p.requireEqual(t)
+	requireSameSchema(t, p)
+}
+
+func TestPoliciesForSchemaChanges(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, changingTables...)
+	untilInSync(t, p)
+	run := func(policy migrator.SchemaPolicy) (*migrator.Migrator, error) {
+		m := p.migrator(t, func(c *migrator.Config) { c.SchemaChanges = policy })
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		go func() {
+			for ctx.Err() == nil {
+				if s, err := m.Status(ctx); err == nil && s.State == migrator.StatePaused {
+					cancel()
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+		}()
+		err := m.Run(ctx, migrator.UntilInSync)
+		return m, err
+	}
+	p.sql(t, `ALTER TABLE users ADD COLUMN email text DEFAULT 'e'`)
+	m, err := run(migrator.SchemaPause)
+	require.ErrorIs(t, err, context.Canceled)
+	s, err := m.Status(t.Context())
+	require.NoError(t, err)
+	require.Contains(t, s.Message, "column email of public.users is new")
+	do(t, m, migrator.CommandResume)
+	_, err = run(migrator.SchemaPause)
+	require.NoError(t, err)
+	p.requireEqual(t)
+	requireSameSchema(t, p)
+
+	p.sql(t, `ALTER TABLE users DROP COLUMN email`)
+	_, err = run(migrator.SchemaFail)
+	require.ErrorContains(t, err, "column email of public.users was dropped")
+	_, err = run(migrator.SchemaForward)
+	require.NoError(t, err)
+	requireSameSchema(t, p)
+
+	p.sql(t, `ALTER TABLE part DROP CONSTRAINT part_pkey, ALTER id DROP NOT NULL`)
+	_, err = run(migrator.SchemaForward)
+	require.ErrorContains(t, err, "The key of table public.part")
+}

@@ -1,0 +1,182 @@
+package migrator_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heroku-migrator/migrator"
+	"github.com/heroku-migrator/migrator/internal/shop"
+)
+
+// tortured are tables beside the shop's, that are changed in every way while they are written to.
+var tortured = []string{
+	`CREATE TABLE t_keyed (id bigserial PRIMARY KEY, n int, v text)`, `CREATE TABLE t_bag (a int, b text)`,
+	`CREATE TABLE t_part (id bigint, at int, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)`,
+	`CREATE TABLE t_part_0 PARTITION OF t_part FOR VALUES FROM (0) TO (10)`, `CREATE TABLE t_part_rest PARTITION OF t_part FOR VALUES FROM (10000) TO (20000)`,
+	`INSERT INTO t_keyed (n, v) SELECT i, 'v' || i FROM generate_series(1, 5000) i`, `INSERT INTO t_bag SELECT i % 50, 'b' || i % 3 FROM generate_series(1, 3000) i`,
+	`INSERT INTO t_part SELECT i, i % 10, 'p' FROM generate_series(1, 3000) i`,
+}
+
+// tortureWrites are what the writers of these tables do. They name no column that comes and goes. $N is a number.
+var tortureWrites = []string{
+	`INSERT INTO t_keyed (n, v) SELECT $N, 'new' FROM generate_series(1, 5)`, `UPDATE t_keyed SET n = n + 1 WHERE id % 97 = $N % 97`, `DELETE FROM t_keyed WHERE id % 501 = $N % 501`,
+	`UPDATE t_keyed SET id = -id WHERE id = $N + 1`, `INSERT INTO t_keyed (id, n) VALUES ($N, 1) ON CONFLICT (id) DO UPDATE SET v = 'upserted'`,
+	`INSERT INTO t_bag (a, b) SELECT $N % 50, 'b' FROM generate_series(1, 3)`, `UPDATE t_bag SET b = b || 'x' WHERE a = $N % 50 AND length(b) < 6`, `DELETE FROM t_bag WHERE a = $N % 50 AND b = 'b'`,
+	`INSERT INTO t_part (id, at, v) SELECT max(id) + 1, $N % 10, 'w' FROM t_part ON CONFLICT DO NOTHING`, `UPDATE t_part SET at = 10000 + at WHERE at < 10 AND id % 203 = $N % 203`, `DELETE FROM t_part WHERE id % 403 = $N % 403`,
+	`BEGIN; UPDATE t_keyed SET v = 'rolled back' WHERE id % 50 = 1; SAVEPOINT s; DELETE FROM t_bag WHERE a = 1; ROLLBACK TO s; UPDATE t_bag SET b = NULL WHERE a = $N % 50; COMMIT`,
+	`WITH gone AS (DELETE FROM t_keyed WHERE id % 701 = $N % 701 RETURNING n, v) INSERT INTO t_bag (a, b) SELECT n % 50, v FROM gone`,
+}
+
+// Everything at once: writers of all kinds, a process that is killed again and again, connections that are cut on both sides, rewrites,
+// TRUNCATE and schema changes, from the start to the switch. After it every row is equal, and every
+// commit that a client was told of is on the target. TORTURE is how long it lasts (make torture), TORTURE_SEED repeats a choice.
+func TestTorture(t *testing.T) {
+	t.Parallel()
+	lasts, seed := 12*time.Second, uint64(time.Now().UnixNano())
+	if text := os.Getenv("TORTURE"); text != "" {
+		var err error
+		lasts, err = time.ParseDuration(text)
+		require.NoError(t, err)
+	}
+	if text := os.Getenv("TORTURE_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		require.NoError(t, err)
+	}
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	p := newPair(t)
+	p.shop(t, 0.1)
+	p.sql(t, tortured...)
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond, Seed: seed})
+	require.NoError(t, err)
+	defer writers.Stop()
+	writing, stop := context.WithCancel(t.Context())
+	defer stop()
+	var more errgroup.Group
+	for i := range 2 {
+		conn, choice := p.source.Connect(t), rand.New(rand.NewPCG(seed, uint64(1+i)))
+		more.Go(func() error {
+			for writing.Err() == nil {
+				sql := tortureWrites[choice.IntN(len(tortureWrites))]
+				_, err := conn.Exec(t.Context(), string(bytes.ReplaceAll([]byte(sql), []byte("$N"), strconv.AppendInt(nil, choice.Int64N(6000), 10))))
+				switch state(err) {
+				case "":
+				case "40P01", "40001", "23505", "23514", "55P03": // in each other's way, or no partition for it
+					_, err = conn.Exec(t.Context(), `ROLLBACK`)
+				}
+				if err != nil {
+					return fmt.Errorf("%s: %w", sql, err)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			return nil
+		})
+	}
+
+	source, target := p.source.ConnectAdmin(t), p.target.ConnectAdmin(t)
+	owner := p.source.Connect(t)
+	var cmd *exec.Cmd
+	var output *bytes.Buffer
+	ended := make(chan error, 1)
+	start := func() {
+		cmd, output = p.child(t, ""), &bytes.Buffer{}
+		cmd.Stderr = output
+		require.NoError(t, cmd.Start())
+		go func(c *exec.Cmd) { ended <- c.Wait() }(cmd)
+	}
+	kill := func() {
+		require.NoError(t, cmd.Process.Kill())
+		<-ended
+	}
+	start()
+	next, done := 1, map[string]int{}
+	const cut = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'heroku\_migrator%' AND datname = current_database() AND random() < 0.5`
+	for end := time.Now().Add(lasts); time.Now().Before(end); {
+		select {
+		case err := <-ended:
+			require.NoError(t, err, "the process ended: %s", output.String())
+			t.Fatalf("the process ended: %s", output.String())
+		case <-time.After(time.Duration(100+random.IntN(900)) * time.Millisecond):
+		}
+		var sql string
+		switch action := random.IntN(14); action {
+		case 0, 1:
+			kill()
+			start()
+			done["kill"]++
+			continue
+		case 2, 3:
+			execute(t, []*pgx.Conn{source, target}[action-2], cut)
+			done["cut"]++
+			continue
+		case 4:
+			sql = `VACUUM FULL t_keyed`
+		case 5:
+			sql = `TRUNCATE t_bag`
+		case 6:
+			sql = fmt.Sprintf(`ALTER TABLE t_keyed ADD COLUMN c_%d int DEFAULT %[1]d`, next)
+		case 7:
+			sql = fmt.Sprintf(`ALTER TABLE t_part ADD COLUMN c_%d text`, next)
+		case 8:
+			sql = fmt.Sprintf(`ALTER TABLE t_bag ADD COLUMN c_%d uuid DEFAULT gen_random_uuid()`, next)
+		case 9:
+			sql = fmt.Sprintf(`CREATE INDEX CONCURRENTLY i_%d ON t_keyed (n, id)`, next)
+		case 10:
+			sql = fmt.Sprintf(`CREATE TABLE t_part_%d PARTITION OF t_part FOR VALUES FROM (%d) TO (%d)`, next, next*10, next*10+10)
+		case 11:
+			sql = fmt.Sprintf(`CREATE TABLE t_new_%d (id serial PRIMARY KEY, v text); INSERT INTO t_new_%[1]d (v) SELECT 'n' FROM generate_series(1, 100)`, next)
+		case 12:
+			sql = `CLUSTER t_keyed USING t_keyed_pkey`
+		case 13:
+			var column *string
+			require.NoError(t, owner.QueryRow(t.Context(), `
+				SELECT min(format('ALTER TABLE %s DROP COLUMN %I', attrelid::regclass, attname)) FROM pg_attribute
+				WHERE attrelid = ANY ('{t_keyed,t_part,t_bag}'::regclass[]) AND attname LIKE 'c\_%' AND NOT attisdropped`).Scan(&column))
+			if column == nil {
+				continue
+			}
+			sql = *column
+		}
+		next++
+		if _, err := owner.Exec(t.Context(), sql); err != nil {
+			require.Contains(t, []string{"40P01", "55P03"}, state(err), "%s: %v", sql, err)
+			continue
+		}
+		done[sql[:6]]++
+	}
+	t.Logf("done: %v", done)
+	kill()
+	stop()
+	require.NoError(t, more.Wait())
+	finish := p.child(t, migrator.UntilInSync)
+	text, err := finish.CombinedOutput()
+	require.NoError(t, err, string(text))
+	m := p.migrator(t)
+	for attempt := 1; ; attempt++ {
+		if _, err := m.Do(withTimeout(t, time.Minute), migrator.CommandSwitch, false); err == nil {
+			break
+		} else if attempt == 5 {
+			require.NoError(t, err)
+		}
+	}
+	p.requireEqual(t)
+	stats := writers.Stop()
+	assert.Zero(t, stats.Other, stats.OtherSample)
+	require.NoError(t, writers.CheckLedger(t.Context(), p.target.Connect(t)))
+	requireSameSchema(t, p)
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}
