@@ -28,6 +28,7 @@ type config struct {
 	scale  float64
 	rounds int
 	only   []string
+	rows   int // changed in the backlog
 }
 
 func (c config) wants(name string) bool { return slices.Contains(c.only, name) }
@@ -72,6 +73,9 @@ func parse(args []string) (config, error) {
 	}
 	if c.rounds, err = strconv.Atoi(*rounds); err != nil || c.rounds < 1 {
 		return c, fmt.Errorf("ROUNDS is %q; it is 1 or more", *rounds)
+	}
+	if c.rows, err = strconv.Atoi(cmp.Or(os.Getenv("BACKLOG"), "300000")); err != nil || c.rows < 300 {
+		return c, fmt.Errorf("BACKLOG is %q; it is 300 or more", os.Getenv("BACKLOG"))
 	}
 	for name := range strings.SplitSeq(*only, ",") {
 		name = strings.TrimSpace(name)

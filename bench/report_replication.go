@@ -35,7 +35,7 @@ func (r *report) replication(b *strings.Builder) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.drains)) {
 		d := r.drains[name]
-		fmt.Fprintf(b, "| %s | %.0f | %.1f | %.1f | %.0f |\n", name, drainRate(d), seconds(d, drainTook), seconds(d, func(d drained) time.Duration { return d.cpu }),
+		fmt.Fprintf(b, "| %s | %.0f | %.1f | %.1f | %.0f |\n", name, r.drainRate(d), seconds(d, drainTook), seconds(d, func(d drained) time.Duration { return d.cpu }),
 			median(d, func(d drained) float64 { return float64(d.peak) / (1 << 20) }))
 	}
 	if len(r.lags) > 0 {
@@ -76,7 +76,7 @@ func (r *report) ratio(name string, of func(cost) float64) float64 {
 
 func drainTook(d drained) time.Duration { return d.took }
 
-func drainRate(d []drained) float64 { return backlogRows / seconds(d, drainTook) }
+func (r *report) drainRate(d []drained) float64 { return float64(r.cfg.rows) / seconds(d, drainTook) }
 
 func (r *report) replicationBars(bar func(what string, got, most float64, unit string)) {
 	if len(r.costs[ourselves]) > 0 && len(r.costs[bare]) > 0 {
@@ -86,7 +86,7 @@ func (r *report) replicationBars(bar func(what string, got, most float64, unit s
 		bar("bulk DELETE with our triggers, to without", r.ratio(ourselves, costOf[3]), mostDelete, "")
 	}
 	if len(r.drains[ourselves]) > 0 && len(r.drains["Bucardo"]) > 0 {
-		bar("rows/s of Bucardo's drain, to ours", drainRate(r.drains["Bucardo"])/drainRate(r.drains[ourselves]), 1.0/leastDrain, "")
+		bar("rows/s of Bucardo's drain, to ours", r.drainRate(r.drains["Bucardo"])/r.drainRate(r.drains[ourselves]), 1.0/leastDrain, "")
 	}
 	var peak int64
 	for _, d := range r.drains[ourselves] {
