@@ -18,7 +18,7 @@ func TestParse(t *testing.T) {
 	t.Setenv("ONLY", "floor, ours")
 	c, err := parse([]string{"-rounds", "2"})
 	require.NoError(t, err)
-	assert.Equal(t, config{scale: 0.1, rounds: 2, only: []string{"floor", "ours"}}, c)
+	assert.Equal(t, config{scale: 0.1, rounds: 2, only: []string{"floor", "ours"}, rows: 300_000}, c)
 	for _, args := range [][]string{{"-scale", "0"}, {"-scale", "x"}, {"-rounds", "0"}, {"-only", "nothing"}} {
 		_, err := parse(args)
 		assert.Error(t, err, args)

@@ -175,7 +175,7 @@ const (
 	costSeconds = 8
 	bulkRows    = 200_000
 	patientRows = 1_000_000 // of a larger backlog, Bucardo is spared
-	steadyRate  = 200 // transactions a second
+	steadyRate  = 200       // transactions a second
 	steadyTime  = 30 * time.Second
 	fullTime    = 15 * time.Second
 	beat        = 50 * time.Millisecond
