@@ -40,6 +40,9 @@ var (
 	ErrFailedOver = errors.New("the source failed over to another server since the last round, and transactions may be missing on it: every table has to be sent whole, as Run does by itself")
 )
 
+// errPassing is a failure of a program that may have passed when it is run again.
+var errPassing = errors.New("it may pass")
+
 // RefusedError says that a precondition does not hold. Nothing was done.
 type RefusedError struct {
 	// Action is what was refused: "run", "switch", "revert", …
@@ -76,7 +79,7 @@ func Retryable(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) {
 		return false
 	}
-	if errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) {
+	if errors.Is(err, errPassing) || errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) {
 		return true
 	}
 	if pg := new(pgconn.PgError); errors.As(err, &pg) {

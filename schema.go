@@ -72,6 +72,9 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 		if failed.LockTimeout() {
 			return nil, fmt.Errorf("dump the schema: %w: another session holds an exclusive lock on a table", ErrBusy)
 		}
+		if failed.Passing() {
+			return nil, fmt.Errorf("dump the schema: %w: %s", errPassing, pgurl.Redact(err.Error(), h.url))
+		}
 		return nil, fmt.Errorf("dump the schema: %s", pgurl.Redact(err.Error(), h.url))
 	}
 	if err != nil {

@@ -176,3 +176,21 @@ func (e *Error) Unwrap() error { return e.Err }
 func (e *Error) LockTimeout() bool {
 	return strings.Contains(e.Stderr, "LOCK TABLE") && strings.Contains(e.Stderr, "timeout")
 }
+
+// Passing tells whether what it failed at may be gone the next time: a connection that was cut, a server that starts,
+// a table that was dropped while it was dumped.
+func (e *Error) Passing() bool {
+	if strings.Contains(e.Stderr, "authentication") || strings.Contains(e.Stderr, "FATAL:  database ") {
+		return false
+	}
+	for _, text := range []string{
+		"terminating connection", "server closed the connection", "connection to server", "connection has been closed", "could not receive data",
+		"could not send data", "the database system is", "connection slots", "deadlock detected", "canceling statement",
+		"cache lookup failed", "could not open relation", "does not exist",
+	} {
+		if strings.Contains(e.Stderr, text) {
+			return true
+		}
+	}
+	return false
+}
