@@ -27,16 +27,9 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 		}
 		var applied int64
 		for _, c := range round.Changes {
-			apply := p.applyTable
-			switch {
-			case c.Table.Keyless():
-				apply = p.applyKeyless
-			case c.Rows == 0:
-				continue
-			}
-			n, err := apply(ctx, tx, snap, c)
+			n, err := applyChange(ctx, tx, &p.ops, snap, c)
 			if err != nil {
-				return err
+				return refusedRows(c.Table, err)
 			}
 			applied += n
 		}
@@ -87,28 +80,22 @@ func truncateAll(ctx context.Context, tx pgx.Tx, round Round) error {
 	return nil
 }
 
-func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
+// applyChange brings one table to the snapshot's state.
+func applyChange(ctx context.Context, tx pgx.Tx, cache *operatorCache, snap Snapshot, c RoundChange) (int64, error) {
+	switch {
+	case c.Table.Keyless():
+		return applyKeyless(ctx, tx, snap, c)
+	case c.Rows == 0:
+		return 0, nil
+	}
 	t := c.Table
-	ops, err := p.ops.get(ctx, tx, t)
+	ops, err := cache.get(ctx, tx, t)
 	if err != nil {
 		return 0, err
 	}
-	keys := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
-	// The table's own key types and collations. It stays for the session's next round, empty.
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA`,
-		t.ID, t.keyList(""), t.Only())); err != nil {
-		return 0, fmt.Errorf("stage keys of %s: %w", t, err)
-	}
-	_, err = stream(ctx, defaultBuffer,
-		func(ctx context.Context, w io.Writer) error {
-			_, err := snap.CopyKeys(ctx, t, c.Since, w)
-			return err
-		},
-		func(ctx context.Context, r io.Reader) (int64, error) {
-			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, keys, t.keyList("")), r)
-		})
+	keys, err := stageKeys(ctx, tx, snap, c)
 	if err != nil {
-		return 0, fmt.Errorf("stage keys of %s: %w", t, err)
+		return 0, err
 	}
 	deleted, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s AS t USING %s AS k WHERE %s`, t.Only(), keys, matchKey(t, ops, "t.", "k.")))
 	if err != nil {
@@ -121,12 +108,35 @@ func (p *PlanetScale) applyTable(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx.Conn(), t, r) })
 	if sqlState(err) == "23514" && t.Kind == KindPartitioned {
-		return 0, fmt.Errorf("a partition of %s that was made on the source after the migration began is missing on the target; make it there too, and run again: %w", t, err)
+		return 0, fmt.Errorf("a partition of %s that was made on the other side after the migration began is missing here; make it here too, and run again: %w", t, err)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("insert changed rows of %s: %w", t, err)
 	}
 	return max(deleted.RowsAffected(), inserted), nil
+}
+
+// stageKeys brings the keys that changed into a temporary table, and returns its name.
+func stageKeys(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (string, error) {
+	t := c.Table
+	keys := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
+	// The table's own key types and collations. It stays for the session's next round, empty.
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA`,
+		t.ID, t.keyList(""), t.Only())); err != nil {
+		return "", fmt.Errorf("stage keys of %s: %w", t, err)
+	}
+	_, err := stream(ctx, defaultBuffer,
+		func(ctx context.Context, w io.Writer) error {
+			_, err := snap.CopyKeys(ctx, t, c.Since, w)
+			return err
+		},
+		func(ctx context.Context, r io.Reader) (int64, error) {
+			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, keys, t.keyList("")), r)
+		})
+	if err != nil {
+		return "", fmt.Errorf("stage keys of %s: %w", t, err)
+	}
+	return keys, nil
 }
 
 // Switch implements [Target].
@@ -136,10 +146,12 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		return err
 	}
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
-		for _, s := range final.Sequences {
-			if _, err := tx.Exec(ctx, `SELECT setval($1::regclass, $2, $3)`, s.Ident(), s.LastValue, s.IsCalled); err != nil {
-				return fmt.Errorf("set sequence %s: %w", s.Relation, err)
-			}
+		n, err := setSequences(ctx, tx, final.Sequences, final.SequenceMargin)
+		if err == nil && n != len(final.Sequences) {
+			err = fmt.Errorf("%d of %d are missing here", len(final.Sequences)-n, len(final.Sequences))
+		}
+		if err != nil {
+			return fmt.Errorf("set sequences: %w", err)
 		}
 		var path string
 		if err := tx.QueryRow(ctx, `SELECT current_setting('search_path')`).Scan(&path); err != nil {
@@ -166,11 +178,14 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 				return err
 			}
 		}
+		if err := beginWayBack(ctx, tx, final.Tables); err != nil {
+			return err
+		}
 		report, err := final.Report.encode()
 		if err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = '' WHERE pending = 'switch'`, report)
+		tag, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = '', switches = switches + 1 WHERE pending = 'switch'`, report)
 		if err != nil {
 			return err
 		}
@@ -196,14 +211,25 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	}
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
-			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL);
+			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
 			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 			BEGIN
 				INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
 				RETURN NULL;
 			END $$;`)
+		if err != nil {
+			return err
+		}
+		var fence bool
+		if err := tx.QueryRow(ctx, `SELECT to_regproc('heroku_migrator.fence') IS NOT NULL`).Scan(&fence); err != nil || fence {
+			return err // as it is: closed, after a revert
+		}
+		_, err = tx.Exec(ctx, fmt.Sprintf(fenceOpen, SchemaName))
 		return err
 	})
+	if err == nil {
+		err = p.PrepareFence(ctx, tables)
+	}
 	for i := 0; i < len(tables) && err == nil; i++ {
 		err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 			var done bool
@@ -361,7 +387,7 @@ func revertRefused(written []writtenTable) error {
 	if len(names) > most {
 		names = append(names[:most], fmt.Sprintf("and %d more", len(names)-most))
 	}
-	e := refuse("revert", "%d rows were written on the target since the switch (%s): they would stay behind, since this version does not carry them back. "+
+	e := refuse("revert", "%d rows that were written on the target since the switch are not on the source (%s): they would stay behind. "+
 		"Force the revert to go back without them; the target then follows the source again.", rows, strings.Join(names, ", "))
 	e.CanForce = true
 	return e
@@ -401,7 +427,8 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;`)
 	}
 	b.WriteString(`
-		UPDATE heroku_migrator.objects SET state = 'pending' WHERE stage = 'switch' AND state = 'done';`)
+		UPDATE heroku_migrator.objects SET state = 'pending' WHERE stage = 'switch' AND state = 'done';` +
+		fmt.Sprintf(fenceClosed, SchemaName)) // until the next switch
 	if _, err := tx.Exec(ctx, b.String()); err != nil {
 		return err
 	}

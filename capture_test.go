@@ -295,7 +295,7 @@ func TestNobodyWaitsLongForCaptureAndFence(t *testing.T) {
 	require.NoError(t, err)
 	for name, attempt := range map[string]func() error{
 		"capture": func() error { return w.src.Capture(t.Context(), cat.Tables[0]) },
-		"fence":   func() error { return w.src.Fence(t.Context(), cat.Tables) },
+		"fence":   func() error { return w.src.Fence(t.Context(), cat.Tables, migrator.FenceConfig{}) },
 	} {
 		open := begin(t, w.source, `UPDATE items SET v = 'open' WHERE id = 2`)
 		for range 2 {
@@ -373,7 +373,7 @@ func TestFenceAmidTransactionsOverSeveralTables(t *testing.T) {
 		attempts := 0
 		require.Eventually(t, func() bool {
 			attempts++
-			return w.src.Fence(t.Context(), w.tables(t)) == nil
+			return w.src.Fence(t.Context(), w.tables(t), migrator.FenceConfig{}) == nil
 		}, 20*time.Second, 10*time.Millisecond)
 		require.Less(t, attempts, 5)
 		before := committed.Load()
@@ -397,7 +397,7 @@ func TestFenceNeverDeadlocksWithTheApplication(t *testing.T) {
 	w := newWorld(t, `CREATE TABLE a (id int PRIMARY KEY, v text)`, `CREATE TABLE b (id int PRIMARY KEY, v text)`, `INSERT INTO a VALUES (1)`, `INSERT INTO b VALUES (1)`).live(t)
 	app := begin(t, w.source, `UPDATE a SET v = 'app'`)
 	fenced, tables := make(chan error, 1), []*migrator.Table{w.table(t, "b"), w.table(t, "a")}
-	go func() { fenced <- w.src.Fence(t.Context(), tables) }()
+	go func() { fenced <- w.src.Fence(t.Context(), tables, migrator.FenceConfig{}) }()
 	require.Eventually(t, func() bool {
 		return count(t, w.adminSource, `SELECT count(*) FROM pg_locks WHERE relation = 'a'::regclass AND mode = 'ShareRowExclusiveLock' AND NOT granted`) == 1
 	}, 5*time.Second, 2*time.Millisecond)
@@ -447,7 +447,7 @@ func TestNothingCommitsBehindTheFence(t *testing.T) {
 	for _, round := range []string{"first", "again"} {
 		time.Sleep(50 * time.Millisecond) // let them write
 		require.Eventually(t, func() bool {
-			err := w.src.Fence(t.Context(), w.tables(t))
+			err := w.src.Fence(t.Context(), w.tables(t), migrator.FenceConfig{})
 			if err != nil && !errors.Is(err, migrator.ErrBusy) {
 				require.NoError(t, err)
 			}
@@ -509,7 +509,7 @@ func TestNothingCommitsBehindTheFence(t *testing.T) {
 func TestFenceOfAPartitionThatIsPartitioned(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, partTables).live(t)
-	require.NoError(t, w.src.Fence(t.Context(), w.tables(t)))
+	require.NoError(t, w.src.Fence(t.Context(), w.tables(t), migrator.FenceConfig{}))
 	before := contents(t, w.adminSource)
 	c := w.source.Connect(t)
 	for _, sql := range []string{`INSERT INTO part_sub VALUES (102, 'through the fence')`, `UPDATE part_sub SET v = 'through the fence'`, `DELETE FROM part_sub`, `TRUNCATE part_sub`} {
@@ -524,7 +524,7 @@ func TestFenceOfALeafMadeAfterCapture(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, partTables).live(t)
 	w.sql(t, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (200) TO (300)`)
-	err := w.src.Fence(t.Context(), w.tables(t))
+	err := w.src.Fence(t.Context(), w.tables(t), migrator.FenceConfig{})
 	if err != nil {
 		return // refused is as good
 	}

@@ -14,6 +14,8 @@ type CommandName string
 
 // The commands.
 const (
+	CommandCopy     CommandName = "copy"   // go on from ready_to_copy, where Run holds if it is told to
+	CommandVerify   CommandName = "verify" // compare every row; forced, send tables that differ whole
 	CommandPause    CommandName = "pause"
 	CommandResume   CommandName = "resume"
 	CommandSwitch   CommandName = "switch"
@@ -128,6 +130,20 @@ func (c *command) permit(s *State) (done string, refused *RefusedError) {
 		return "", refuse(string(c.name), format, args...)
 	}
 	switch c.name {
+	case CommandCopy:
+		switch {
+		case phase == PhaseCopying || phase == PhaseRebuildingIndexes || phase == PhaseReplicating:
+			return "it is copied already, or being copied", nil
+		case phase != PhaseReadyToCopy:
+			return no("The migration is in phase %s: the copy begins in phase ready_to_copy.", s.Phase)
+		}
+	case CommandVerify:
+		switch {
+		case s.Phase != PhaseReplicating:
+			return no("The migration is in phase %s: rows can be compared in phase replicating.", s.Phase)
+		case s.Run == StatePaused:
+			return no("The migration is paused: resume it first.")
+		}
 	case CommandPause:
 		switch {
 		case s.Run == StatePaused:
@@ -186,6 +202,10 @@ func (m *Migrator) execute(ctx context.Context, c *command) (string, error) {
 	cutover := m.cfg.Cutover
 	cutover.Force = c.force
 	switch c.name {
+	case CommandCopy:
+		return "copying", m.journal.Advance(ctx, PhaseReadyToCopy, PhaseCopying, "copying")
+	case CommandVerify:
+		return m.verify(ctx, c.force)
 	case CommandPause:
 		return "paused; changes on the source go on being captured", m.journal.SetRun(ctx, StatePaused)
 	case CommandResume:
@@ -199,12 +219,25 @@ func (m *Migrator) execute(ctx context.Context, c *command) (string, error) {
 			return "", err
 		}
 		m.publish(Event{Kind: EventSwitched, Phase: PhaseSwitched, Report: report})
-		return fmt.Sprintf("switched; %d ms without writes", report.WithoutWrites.Milliseconds()), nil
-	case CommandRevert:
-		if err := Revert(ctx, m.cfg.Source, m.cfg.Target, cutover); err != nil {
+		if s, err = m.journal.State(ctx); err == nil {
+			err = m.callLateHook(ctx, s)
+		}
+		if err != nil {
 			return "", err
 		}
-		return "reverted; the source takes writes again, and the target follows it", nil
+		return fmt.Sprintf("switched; %d ms without writes", report.WithoutWrites.Milliseconds()), nil
+	case CommandRevert:
+		report, err := Revert(ctx, m.cfg.Source, m.cfg.Target, cutover)
+		if err != nil {
+			return "", err
+		}
+		if s, err = m.journal.State(ctx); err == nil {
+			err = m.callLateHook(ctx, s)
+		}
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("reverted; the source takes writes again, and the target follows it; %d ms without writes", report.WithoutWrites.Milliseconds()), nil
 	case CommandComplete, CommandAbort:
 		goal := PhaseCompleted
 		if c.name == CommandAbort {

@@ -27,8 +27,14 @@ func child() int {
 		var dst *migrator.PlanetScale
 		if dst, err = migrator.OpenPlanetScale(ctx, os.Getenv("CHILD_TARGET"), migrator.PlanetScaleConfig{}); err == nil {
 			var m *migrator.Migrator
-			if m, err = migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: migrator.CopyConfig{ChunkBytes: 128 << 10}}); err == nil {
-				if os.Getenv("CHILD_WORKER") != "" {
+			cfg := migrator.Config{Source: src, Target: dst, Logger: log, Copy: migrator.CopyConfig{ChunkBytes: 128 << 10}}
+			if file := os.Getenv("CHILD_HOOK"); file != "" {
+				cfg.Cutover.Hook = migrator.CommandHook("sh", "-c", `echo "$MIGRATOR_HOOK $MIGRATOR_NUMBER" >> "$0"`, file)
+			}
+			if m, err = migrator.New(cfg); err == nil {
+				if command := os.Getenv("CHILD_DO"); command != "" {
+					_, err = m.Do(ctx, migrator.CommandName(command), false)
+				} else if os.Getenv("CHILD_WORKER") != "" {
 					for err = migrator.ErrNoMigration; errors.Is(err, migrator.ErrNoMigration); time.Sleep(100 * time.Millisecond) {
 						err = migrator.CopyWorker(ctx, src, dst, migrator.CopyConfig{Workers: 1, Logger: log})
 					}

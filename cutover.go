@@ -21,12 +21,34 @@ type CutoverConfig struct {
 	// DrainTimeout is how long the last rounds may take behind the fence. After it, the fence is lifted
 	// and nothing has happened. Twice the time that comparing the large objects took before is added. Default: 60 s.
 	DrainTimeout time.Duration
+	// DrainTime is how long one attempt to raise the fence refuses writes while it waits for transactions that have written.
+	// Default: 3 s.
+	DrainTime time.Duration
+	// Writers says what is done about transactions that are still open then. Default: [WritersWait].
+	Writers WriterPolicy
+	// SequenceMargin is by how many steps sequences are set beyond where they are. Default: 0.
+	SequenceMargin int64
+	// Hook is the caller's part. HookTimeout is how long each call may take; before_switch's time is time without writes. Default: 5 minutes.
+	Hook        Hook
+	HookTimeout time.Duration
+	// WayBack is how what was written on the target comes back in a revert.
+	WayBack WayBackConfig
 	// Force switches in spite of reasons that can be overridden; reverts in spite of rows written on the target.
 	Force  bool
 	Logger *slog.Logger
 	// OnEvent is called for what is waited for.
 	OnEvent func(Event)
 }
+
+// WriterPolicy says what a switch or a revert does about transactions that have written and do not end in time.
+type WriterPolicy string
+
+// The policies. In the meantime between attempts, everybody may write.
+const (
+	WritersWait      WriterPolicy = "wait"      // try again, with pauses, for the FenceTimeout
+	WritersGiveUp    WriterPolicy = "give-up"   // one attempt
+	WritersTerminate WriterPolicy = "terminate" // end their sessions; their work is rolled back
+)
 
 func (c CutoverConfig) withDefaults() CutoverConfig {
 	if c.CatchUp <= 0 {
@@ -37,6 +59,9 @@ func (c CutoverConfig) withDefaults() CutoverConfig {
 	}
 	if c.DrainTimeout <= 0 {
 		c.DrainTimeout = time.Minute
+	}
+	if c.HookTimeout <= 0 {
+		c.HookTimeout = 5 * time.Minute
 	}
 	c.Logger = logger(c.Logger)
 	return c
@@ -51,6 +76,7 @@ type SwitchReport struct {
 	FenceAttempts int           `json:"fence_attempts"`
 	Fence         time.Duration `json:"fence_ns"`
 	Drain         time.Duration `json:"drain_ns"`
+	Hook          time.Duration `json:"hook_ns,omitempty"`
 	Finish        time.Duration `json:"finish_ns"`
 	RowsDrained   int64         `json:"rows_drained"`
 	Sequences     int           `json:"sequences"`
@@ -84,7 +110,43 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 	if err != nil {
 		return nil, nil, err
 	}
-	return append(hard, findDrift(cat, tables)...), nil, nil
+	if v := state.Verification; v != nil && len(v.Differences) > 0 {
+		hard = append(hard, fmt.Sprintf("The last verification found differences: %s. Verify with force, which has these tables sent whole, and once more.", abbreviate(v.Differences)))
+	}
+	objects, err := dst.Journal().Objects(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var failed []string
+	for _, o := range objects {
+		if o.State == ObjectFailed {
+			failed = append(failed, o.String())
+		}
+	}
+	if len(failed) > 0 {
+		soft = append(soft, fmt.Sprintf("These could not be created on the target: %s. Remove the cause and run again, or go on without them.", abbreviate(failed)))
+	}
+	return append(hard, findDrift(cat, tables)...), soft, nil
+}
+
+// readinessNotes tells what is no reason against a switch, but good to know before.
+func readinessNotes(ctx context.Context, src Source, state *State, tables []*Table, drainTime time.Duration) ([]string, error) {
+	notes := []string{}
+	if state.Verification == nil {
+		notes = append(notes, "Rows were not compared yet: verify does that while the application writes.")
+	}
+	const lag = 10
+	if state.SyncedAt != nil && state.SyncedAge > lag {
+		notes = append(notes, fmt.Sprintf("The target is %.0f s behind: a switch first waits until it has caught up.", state.SyncedAge))
+	}
+	if drainTime <= 0 {
+		drainTime = 3 * time.Second
+	}
+	writers, err := src.Writers(ctx, tables, drainTime)
+	if len(writers) > 0 {
+		notes = append(notes, fmt.Sprintf("Transactions have been writing for longer than a switch may refuse writes (%s); it has to wait for them, or end them: %s.", drainTime, abbreviate(writers)))
+	}
+	return notes, err
 }
 
 // Cutover makes the target take over: the fence goes up on the source (I5), the last changes are carried
@@ -109,13 +171,13 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err != nil {
 		return nil, err
 	}
-	if err := catchUpBefore(ctx, r, cfg); err != nil {
+	if err := catchUpBefore(ctx, r.catchUp, "switch", cfg); err != nil {
 		return nil, err
 	}
 	if err := refreshViews(ctx, dst, cfg); err != nil {
 		return nil, err
 	}
-	large, err := prepareLargeObjects(ctx, src, dst, cfg)
+	large, err := prepareLargeObjects(ctx, dst.SyncLargeObjects, src, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -126,13 +188,28 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err := settleDrift(ctx, src, dst); err != nil {
 		return nil, err
 	}
-	if err := catchUpBefore(ctx, r, cfg); err != nil { // rounds stood still meanwhile
+	call := HookCall{Point: HookBeforeFence}
+	if cfg.Hook != nil {
+		state, err := dst.Journal().State(ctx)
+		if err == nil {
+			call.Migration = state.ID
+			call.Number, err = dst.Journal().beginAttempt(ctx)
+		}
+		if err == nil {
+			err = callHook(ctx, dst.Journal(), cfg, call)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := catchUpBefore(ctx, r.catchUp, "switch", cfg); err != nil { // rounds stood still meanwhile
 		return nil, err
 	}
 	if err := dst.Journal().SetPending(ctx, CommandSwitch); err != nil {
 		return nil, err
 	}
-	report, err := switchOver(ctx, src, dst, r, cfg)
+	call.Point = HookBeforeSwitch
+	report, err := switchOver(ctx, src, dst, r, cfg, call)
 	if err == nil {
 		return report, nil
 	}
@@ -165,12 +242,12 @@ func settle(ctx context.Context, src Source, dst Target, cause error) (*SwitchRe
 	}
 }
 
-func catchUpBefore(ctx context.Context, r *replicator, cfg CutoverConfig) error {
+func catchUpBefore(ctx context.Context, catchUp func(context.Context, time.Duration) error, action string, cfg CutoverConfig) error {
 	limited, cancel := context.WithTimeout(ctx, cfg.CatchUp)
 	defer cancel()
-	err := r.catchUp(limited, 2*time.Second)
+	err := catchUp(limited, 2*time.Second)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		return refuse("switch", "The target did not catch up within %s: wait until the lag is small, or stop some of the writes.", cfg.CatchUp)
+		return refuse(action, "The other side did not catch up within %s: wait until the lag is small, or stop some of the writes.", cfg.CatchUp)
 	}
 	return err
 }
@@ -191,13 +268,13 @@ func refreshViews(ctx context.Context, dst Target, cfg CutoverConfig) error {
 	return createObjects(ctx, dst, cfg.Logger, views, StageFinish)
 }
 
-func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig) (*SwitchReport, error) {
+func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig, call HookCall) (*SwitchReport, error) {
 	report := &SwitchReport{}
 	cat, err := src.Catalog(ctx)
 	if err != nil {
 		return nil, err
 	}
-	began, err := raiseFence(ctx, src, r, slices.Concat(r.live, cat.Columnless), cfg, report)
+	began, err := raiseFence(ctx, "switch", src, slices.Concat(r.live, cat.Columnless), cfg, report, r.round)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +284,7 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 	}
 	drain, cancel := context.WithTimeout(ctx, cfg.DrainTimeout)
 	defer cancel()
-	final := Final{Tables: r.live}
+	final := Final{Tables: r.live, SequenceMargin: cfg.SequenceMargin}
 	fail := func(err error) (*SwitchReport, error) {
 		if drain.Err() != nil && ctx.Err() == nil {
 			return nil, refuse("switch", "The last changes could not be carried over within %s; the fence was lifted and nothing has happened. Try again when the lag is small.", cfg.DrainTimeout)
@@ -224,12 +301,18 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 			break
 		}
 	}
-	large, err := finishLargeObjects(drain, src, dst)
+	large, err := finishLargeObjects(drain, dst.SyncLargeObjects, src)
 	if err != nil {
 		return fail(err)
 	}
 	report.LargeObjects = large.Objects
 	report.Drain = time.Since(began) - report.Fence
+	if err := callHook(ctx, dst.Journal(), cfg, call); err != nil {
+		return nil, err
+	}
+	report.Hook = time.Since(began) - report.Fence - report.Drain
+	drain, cancel = context.WithTimeout(ctx, cfg.DrainTimeout) // the hook has its own time
+	defer cancel()
 	snap, err := src.Snapshot(drain)
 	if err != nil {
 		return fail(err)
@@ -253,91 +336,44 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 	}
 	report.Sequences = len(final.Sequences)
 	report.At = time.Now()
-	report.Finish = report.At.Sub(began) - report.Fence - report.Drain
+	report.Finish = report.At.Sub(began) - report.Fence - report.Drain - report.Hook
 	report.WithoutWrites = report.At.Sub(began)
 	final.Report = *report
 	if err := dst.Switch(drain, final); err != nil {
 		return fail(err)
 	}
 	report.WithoutWrites = time.Since(began)
-	report.Finish = report.WithoutWrites - report.Fence - report.Drain
+	report.Finish = report.WithoutWrites - report.Fence - report.Drain - report.Hook
 	return report, dst.Journal().SetReport(ctx, *report)
 }
 
-// raiseFence tries until the fence is up. It returns the moment at which the try that succeeded began.
-func raiseFence(ctx context.Context, src Source, r *replicator, tables []*Table, cfg CutoverConfig, report *SwitchReport) (time.Time, error) {
+// raiseFence tries until the fence is up, with a round between attempts. It returns the moment at which the try that succeeded began.
+func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table, cfg CutoverConfig, report *SwitchReport,
+	round func(context.Context) (roundStats, error),
+) (time.Time, error) {
 	deadline := time.Now().Add(cfg.FenceTimeout)
+	fence := FenceConfig{DrainTime: cfg.DrainTime, Terminate: cfg.Writers == WritersTerminate}
 	for {
 		report.FenceAttempts++
-		err := src.PrepareFence(ctx, tables)
+		err := side.PrepareFence(ctx, tables)
 		began := time.Now()
 		if err == nil {
-			err = src.Fence(ctx, tables)
+			err = side.Fence(ctx, tables, fence)
 		}
 		if err == nil || !errors.Is(err, ErrBusy) || ctx.Err() != nil {
 			return began, err
 		}
 		cfg.Logger.WarnContext(ctx, "transactions are in the way of the fence", "attempt", report.FenceAttempts, "error", err)
-		notify(cfg.OnEvent, Event{Kind: EventWaiting, Phase: PhaseReplicating, Message: err.Error()})
+		notify(cfg.OnEvent, Event{Kind: EventWaiting, Message: err.Error()})
 		pause := backoff(report.FenceAttempts, 500*time.Millisecond, 4*time.Second)
-		if time.Now().Add(pause).After(deadline) {
-			return began, refuse("switch", "Transactions on the source were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid)), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
+		if time.Now().Add(pause).After(deadline) || cfg.Writers == WritersGiveUp {
+			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid)), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return began, err
 		}
-		if _, err := r.round(ctx); err != nil {
+		if _, err := round(ctx); err != nil {
 			return began, err
 		}
 	}
-}
-
-// Revert goes back to the source: it takes writes again, exactly as before, and the target follows it
-// once more. Rows that were written on the target since the switch stay behind: if there are any, the
-// call is refused unless cfg.Force is set, and these rows are brought back to the source's state.
-func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) error {
-	state, err := dst.Journal().State(ctx)
-	if err != nil {
-		return err
-	}
-	if state.Phase != PhaseSwitched {
-		return refuse("revert", "The migration is in phase %s: there is no switch to revert.", state.Phase)
-	}
-	statuses, err := dst.Journal().Tables(ctx)
-	if err != nil {
-		return err
-	}
-	tables := make([]*Table, len(statuses))
-	for i, s := range statuses {
-		tables[i] = s.Table
-	}
-	if !cfg.Force {
-		if err := largeObjectsBlockRevert(ctx, src, dst); err != nil {
-			return err
-		}
-	}
-	if err := dst.Journal().SetPending(ctx, CommandRevert); err != nil {
-		return err
-	}
-	revertErr := dst.Revert(ctx, tables, cfg.Force, src.Touch)
-	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
-	defer cancel()
-	if err := Recover(finish, src, dst); err != nil {
-		return errors.Join(revertErr, err)
-	}
-	if state, err := dst.Journal().State(finish); err == nil && state.Phase == PhaseReplicating {
-		return nil
-	}
-	return revertErr
-}
-
-// Recover finishes or undoes a switch or a revert that was interrupted: in phase replicating the source
-// takes writes, in phase switched it does not. The process that has just taken the lead calls it first.
-func Recover(ctx context.Context, src Source, dst Target) error {
-	return dst.Journal().settle(ctx, func(phase Phase) error {
-		if phase == PhaseSwitched {
-			return nil
-		}
-		return src.Unfence(ctx)
-	})
 }

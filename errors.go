@@ -40,6 +40,10 @@ var (
 	ErrFailedOver = errors.New("the source failed over to another server since the last round, and transactions may be missing on it: every table has to be sent whole, as Run does by itself")
 )
 
+// ErrDetach is returned by [Returner.ApplyBack] when foreign keys that act on other rows are in the way of a round. It
+// works with detach.
+var ErrDetach = errors.New("foreign keys that act on other rows are in the way")
+
 // errPassing is a failure of a program that may have passed when it is run again.
 var errPassing = errors.New("it may pass")
 
@@ -61,6 +65,39 @@ func refuse(action string, format string, args ...any) *RefusedError {
 	return &RefusedError{Action: action, Reasons: []string{fmt.Sprintf(format, args...)}}
 }
 
+// ApplyError says that the target did not take rows of a table, by a constraint or a type that the source does not have.
+type ApplyError struct {
+	Table *Table
+	// Constraint is the constraint's name, if one is violated.
+	Constraint string
+	// Key tells which row, as far as the server does: "Key (email)=(a@b.c) already exists.", or a line of COPY.
+	Key string
+	Err error
+}
+
+func (e *ApplyError) Error() string {
+	text := fmt.Sprintf("rows of %s could not be written: %v", e.Table, e.Err)
+	if e.Key != "" {
+		text += " (" + strings.TrimSuffix(e.Key, ".") + ")"
+	}
+	return text + "; the other side has no such constraint or type: remove it here, and run again"
+}
+
+func (e *ApplyError) Unwrap() error { return e.Err }
+
+// refusedRows makes an ApplyError of an error that is about the rows themselves: classes 22 and 23.
+func refusedRows(t *Table, err error) error {
+	pg := new(pgconn.PgError)
+	if !errors.As(err, &pg) || (!strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "23")) {
+		return err
+	}
+	key := pg.Detail
+	if key == "" {
+		key, _, _ = strings.Cut(pg.Where, "\n")
+	}
+	return &ApplyError{Table: t, Constraint: pg.ConstraintName, Key: key, Err: err}
+}
+
 // ObjectError says that one object of the schema could not be created on the target.
 type ObjectError struct {
 	Object SchemaObject
@@ -79,13 +116,14 @@ func Retryable(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) {
 		return false
 	}
-	if errors.Is(err, errPassing) || errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) {
+	if errors.Is(err, errPassing) || errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) || errors.Is(err, ErrDetach) {
 		return true
 	}
 	if pg := new(pgconn.PgError); errors.As(err, &pg) {
 		switch pg.Code {
 		case "40001", "40P01", "55P03", // serialization failure, deadlock, lock not available
 			"57P01", "57P02", "57P03", "57P04", // shutdowns, starting up, database dropped
+			"28P01", "28000", // the password, or who may connect from where, is being changed
 			"57014",          // statement cancelled
 			"25006",          // read-only: a primary that was demoted
 			"25P03", "25P04", // idle in transaction, transaction time-outs

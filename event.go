@@ -21,6 +21,7 @@ const (
 	EventWaiting  EventKind = "waiting"  // something outside is in the way; tried again
 	EventWarning  EventKind = "warning"  // somebody should know
 	EventSchema   EventKind = "schema"   // the source's schema changed, and was followed
+	EventVerify   EventKind = "verify"   // a table was compared
 	EventFailure  EventKind = "failure"  // a step failed
 	EventSwitched EventKind = "switched" // the switch is done; Report is set
 )

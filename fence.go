@@ -9,13 +9,20 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
+
+// Passing our own writes through the fence: the way back on the source, replication on the target.
+const passFence = `SELECT set_config('heroku_migrator.pass', 'on', true)`
 
 // The fence function in its two forms. A statement that has just been granted its table's lock sees the form that
 // was committed last.
 const (
 	fenceClosed = `CREATE OR REPLACE FUNCTION %s.fence() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+	IF current_setting('heroku_migrator.pass', true) = 'on' THEN
+		RETURN NULL;
+	END IF;
 	RAISE EXCEPTION 'permission denied for table %%: this database has moved', TG_TABLE_NAME
 		USING ERRCODE = 'insufficient_privilege',
 		      HINT = 'Writes are refused while heroku_migrator switches the application to its new database.';
@@ -26,17 +33,72 @@ BEGIN
 END $$`
 )
 
-// drainTime is how long one attempt refuses writes while it waits for transactions that have written.
-const drainTime = 3 * time.Second
+// FenceConfig configures [Fencer.Fence]. The zero value is good.
+type FenceConfig struct {
+	// DrainTime is how long one attempt refuses writes while it waits for transactions that have written. Default: 3 s.
+	DrainTime time.Duration
+	// Terminate ends the sessions of transactions that are still open after it, instead of giving up.
+	Terminate bool
+}
 
-// PrepareFence implements [Source]: a trigger on each relation that refuses nothing yet. Relations are locked one
-// table at a time, so the application's transactions, which lock several, cannot get stuck with ours.
+// gate is the fence around one database's tables. It is the same on both sides.
+type gate struct {
+	pool   *pgxpool.Pool
+	change beginner
+	side   string // for errors: source, target
+	raised string // a statement that goes with closing
+	lifted string // and with opening
+}
+
+func (h *Heroku) gate() gate {
+	return gate{
+		h.pool, h.change, "source",
+		`UPDATE heroku_migrator.migration SET fenced = true`, `UPDATE heroku_migrator.migration SET fenced = false`,
+	}
+}
+
+// PrepareFence implements [Source].
 func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
+	return h.gate().prepare(ctx, tables)
+}
+
+// Fence implements [Source].
+func (h *Heroku) Fence(ctx context.Context, tables []*Table, cfg FenceConfig) error {
+	return h.gate().shut(ctx, tables, cfg)
+}
+
+// Writers implements [Source].
+func (h *Heroku) Writers(ctx context.Context, tables []*Table, age time.Duration) ([]string, error) {
+	return h.gate().writers(ctx, tables, age)
+}
+
+func (g gate) writers(ctx context.Context, tables []*Table, age time.Duration) ([]string, error) {
 	ids := make([]uint32, len(tables))
 	for i, t := range tables {
 		ids[i] = t.ID
 	}
-	rows, err := h.pool.Query(ctx, `
+	open, err := g.openWriters(ctx, ids, age)
+	if err != nil {
+		return nil, fmt.Errorf("look for open transactions on the %s: %w", g.side, err)
+	}
+	list := make([]string, len(open))
+	for i, w := range open {
+		list[i] = w.description
+	}
+	return list, nil
+}
+
+// Unfence implements [Source].
+func (h *Heroku) Unfence(ctx context.Context) error { return h.gate().open(ctx) }
+
+// prepare puts a trigger on each relation, which refuses nothing yet. Relations are locked one
+// table at a time, so the application's transactions, which lock several, cannot get stuck with ours.
+func (g gate) prepare(ctx context.Context, tables []*Table) error {
+	ids := make([]uint32, len(tables))
+	for i, t := range tables {
+		ids[i] = t.ID
+	}
+	rows, err := g.pool.Query(ctx, `
 		WITH fenced AS (SELECT tgrelid FROM pg_trigger WHERE tgname = 'heroku_migrator_fence' AND tgenabled = 'A')
 		SELECT t.oid FROM unnest($1::oid[]) AS t(oid)
 		WHERE t.oid NOT IN (SELECT tgrelid FROM fenced)
@@ -51,7 +113,7 @@ func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
 	}
 	for _, t := range tables {
 		if slices.Contains(todo, t.ID) {
-			if err := h.prepareFence(ctx, t); err != nil {
+			if err := g.prepareTable(ctx, t); err != nil {
 				return err
 			}
 		}
@@ -59,7 +121,7 @@ func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
 	return nil
 }
 
-func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
+func (g gate) prepareTable(ctx context.Context, t *Table) error {
 	type unfenced struct {
 		Relation
 		silenced bool // the trigger is there, and does not fire for everybody
@@ -81,10 +143,10 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 		})
 		return err
 	}
-	if err := missing(h.pool); err != nil || len(relations) == 0 {
+	if err := missing(g.pool); err != nil || len(relations) == 0 {
 		return err
 	}
-	err := h.change(ctx, func(tx pgx.Tx) error {
+	err := g.change(ctx, func(tx pgx.Tx) error {
 		// A partitioned root brings all that are its partitions now.
 		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", ""); err != nil {
 			return err
@@ -104,7 +166,7 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 		return err
 	})
 	if errors.Is(err, ErrBusy) {
-		return fmt.Errorf("prepare the fence of %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
+		return fmt.Errorf("prepare the fence of %s: %w; %s", t, err, holders(ctx, g.pool, t.relations()))
 	}
 	if err != nil {
 		return fmt.Errorf("prepare the fence of %s: %w", t, err)
@@ -112,12 +174,15 @@ func (h *Heroku) prepareFence(ctx context.Context, t *Table) error {
 	return nil
 }
 
-// Fence implements [Source]. The triggers are there; replacing their function closes all tables at once and takes no
+// shut closes the fence. The triggers are there; replacing their function closes all tables at once and takes no
 // lock on any. Then the transactions that have written before are waited for. See ARCHITECTURE.md, Fence, for
 // why nothing can slip through between the two. Privileges are not touched, so there is nothing to restore, and
 // roles that privileges do not stop are stopped too.
-func (h *Heroku) Fence(ctx context.Context, tables []*Table) error {
-	if err := h.PrepareFence(ctx, tables); err != nil {
+func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error {
+	if cfg.DrainTime <= 0 {
+		cfg.DrainTime = 3 * time.Second
+	}
+	if err := g.prepare(ctx, tables); err != nil {
 		return err
 	}
 	ids := make([]uint32, len(tables))
@@ -125,32 +190,32 @@ func (h *Heroku) Fence(ctx context.Context, tables []*Table) error {
 		ids[i] = t.ID
 	}
 	// Somebody who has been writing for long will not end in time: do not refuse writes for nothing.
-	slow, err := h.openWriters(ctx, ids, drainTime)
+	slow, err := g.openWriters(ctx, ids, cfg.DrainTime)
 	if err != nil {
-		return fmt.Errorf("fence the source: %w", err)
+		return fmt.Errorf("fence the %s: %w", g.side, err)
 	}
-	if len(slow) > 0 {
-		return h.inTheWay(slow)
+	if len(slow) > 0 && !cfg.Terminate {
+		return g.inTheWay(slow)
 	}
-	err = h.change(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, fmt.Sprintf(fenceClosed, SchemaName)+`; UPDATE heroku_migrator.migration SET fenced = true`)
+	err = g.change(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf(fenceClosed, SchemaName)+";"+g.raised)
 		return err
 	})
 	if err == nil {
-		err = h.drain(ctx, ids)
+		err = g.drain(ctx, ids, cfg)
 	}
 	if err == nil {
 		return nil
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if undoErr := h.Unfence(undo); undoErr != nil {
-		return errors.Join(fmt.Errorf("fence the source: %w", err), undoErr)
+	if undoErr := g.open(undo); undoErr != nil {
+		return errors.Join(fmt.Errorf("fence the %s: %w", g.side, err), undoErr)
 	}
 	if errors.Is(err, ErrBusy) {
 		return err
 	}
-	return fmt.Errorf("fence the source: %w", err)
+	return fmt.Errorf("fence the %s: %w", g.side, err)
 }
 
 // writer is a transaction that holds a lock for writing.
@@ -162,8 +227,8 @@ type writer struct {
 // openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age. So may
 // those that have used large objects: writers and readers lock pg_largeobject (2613) alike, and whoever drops an
 // object locks that.
-func (h *Heroku) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
-	rows, err := h.pool.Query(ctx, `
+func (g gate) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
+	rows, err := g.pool.Query(ctx, `
 		SELECT l.virtualtransaction, min(coalesce(
 		       format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename, coalesce(nullif(a.application_name, ''), 'no application name'),
 		              round(extract(epoch FROM clock_timestamp() - a.xact_start))),
@@ -186,19 +251,26 @@ func (h *Heroku) openWriters(ctx context.Context, ids []uint32, age time.Duratio
 }
 
 // drain waits for the transactions that hold locks for writing now. Those that come later are refused.
-func (h *Heroku) drain(ctx context.Context, ids []uint32) error {
-	before, err := h.openWriters(ctx, ids, 0)
+func (g gate) drain(ctx context.Context, ids []uint32, cfg FenceConfig) error {
+	before, err := g.openWriters(ctx, ids, 0)
 	if err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(drainTime); len(before) > 0; {
+	terminated := false
+	for deadline := time.Now().Add(cfg.DrainTime); len(before) > 0; {
 		if time.Now().After(deadline) {
-			return h.inTheWay(before)
+			if !cfg.Terminate || terminated {
+				return g.inTheWay(before)
+			}
+			if err := g.terminate(ctx, before); err != nil {
+				return err
+			}
+			terminated, deadline = true, time.Now().Add(2*time.Second)
 		}
 		if err := sleep(ctx, 10*time.Millisecond); err != nil {
 			return err
 		}
-		now, err := h.openWriters(ctx, ids, 0)
+		now, err := g.openWriters(ctx, ids, 0)
 		if err != nil {
 			return err
 		}
@@ -211,23 +283,37 @@ func (h *Heroku) drain(ctx context.Context, ids []uint32) error {
 	return nil
 }
 
-func (h *Heroku) inTheWay(writers []writer) error {
+// terminate ends the sessions of these transactions; their work is rolled back. A prepared transaction has none.
+func (g gate) terminate(ctx context.Context, writers []writer) error {
+	list := make([]string, len(writers))
+	for i, w := range writers {
+		list[i] = w.transaction
+	}
+	_, err := g.pool.Exec(ctx, `
+		SELECT pg_terminate_backend(pid) FROM (SELECT DISTINCT pid FROM pg_locks WHERE virtualtransaction = ANY ($1::text[]) AND pid IS NOT NULL) AS l`, list)
+	if err != nil {
+		return fmt.Errorf("terminate transactions that are in the way: %w", err)
+	}
+	return nil
+}
+
+func (g gate) inTheWay(writers []writer) error {
 	list := make([]string, len(writers))
 	for i, w := range writers {
 		list[i] = w.description
 	}
-	return fmt.Errorf("fence the source: %w; transactions that have written do not end: %s", ErrBusy, abbreviate(list))
+	return fmt.Errorf("fence the %s: %w; transactions that have written do not end: %s", g.side, ErrBusy, abbreviate(list))
 }
 
-// Unfence implements [Source]. It replaces one function, so it takes no lock on any table and all of
+// open lets everybody write again. It replaces one function, so it takes no lock on any table and all of
 // them open in the same instant. The triggers that are left do nothing.
-func (h *Heroku) Unfence(ctx context.Context) error {
-	err := h.change(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, fmt.Sprintf(fenceOpen, SchemaName)+`; UPDATE heroku_migrator.migration SET fenced = false`)
+func (g gate) open(ctx context.Context) error {
+	err := g.change(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf(fenceOpen, SchemaName)+";"+g.lifted)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("lift the fence: %w", err)
+		return fmt.Errorf("lift the fence on the %s: %w", g.side, err)
 	}
 	return nil
 }

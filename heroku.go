@@ -19,6 +19,9 @@ import (
 type HerokuConfig struct {
 	// MaxConns bounds the connections to the source. Default: 16, opened as they are needed.
 	MaxConns int
+	// URL delivers the URL anew, for each connection that is made: for credentials that are rotated, and servers that move. It has to return soon.
+	// Default: the URL that was given.
+	URL func(ctx context.Context) (string, error)
 	// PgDump and PgRestore are the programs' paths. Default: the newest found, see [OpenHeroku].
 	PgDump, PgRestore string
 }
@@ -26,7 +29,7 @@ type HerokuConfig struct {
 // Heroku is a [Source] that captures changes by triggers: what a role without superuser rights and
 // without REPLICATION can do on Heroku Postgres, and on any other Postgres from version 13 on.
 type Heroku struct {
-	url   *pgurl.URL
+	url   *address
 	pool  *pgxpool.Pool
 	tools dumpTools
 
@@ -48,7 +51,8 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	if cfg.MaxConns <= 0 {
 		cfg.MaxConns = 16
 	}
-	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
+	at := &address{url: url, renew: cfg.URL}
+	pool, err := openPool(ctx, at, int32(min(cfg.MaxConns, 1000)), map[string]string{
 		"search_path":                         "", // names come out in full
 		"lock_timeout":                        fmt.Sprint(lockTimeout.Milliseconds()),
 		"idle_in_transaction_session_timeout": "3600000", // a round may wait that long for the target
@@ -57,7 +61,7 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	return &Heroku{url: url, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}, nil
+	return &Heroku{url: at, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}, nil
 }
 
 // Close closes the connections.
@@ -65,7 +69,7 @@ func (h *Heroku) Close() { h.pool.Close() }
 
 // Identify implements [Database].
 func (h *Heroku) Identify(ctx context.Context) (Identity, error) {
-	return identify(ctx, h.pool, h.url)
+	return identify(ctx, h.pool, h.url.last())
 }
 
 // Claim implements [Source].
@@ -114,8 +118,10 @@ CREATE TABLE heroku_migrator.migration (
 	id       uuid NOT NULL,
 	epoch    bigint NOT NULL DEFAULT 0,
 	trimmed  text,
-	fenced   boolean NOT NULL DEFAULT false
+	fenced   boolean NOT NULL DEFAULT false,
+	way_back text NOT NULL DEFAULT '', way_back_of bigint NOT NULL DEFAULT 0, way_back_on text NOT NULL DEFAULT '' -- position on the target; of which switch; applied on which server
 );
+CREATE TABLE heroku_migrator.silenced (relid oid NOT NULL, kind text NOT NULL, name text NOT NULL, state text NOT NULL, PRIMARY KEY (relid, kind, name));
 CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL, key text[] NOT NULL,
 	trimmed boolean NOT NULL DEFAULT false);
 CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());

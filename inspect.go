@@ -273,7 +273,7 @@ func inspectConnections(ctx context.Context, pool *pgxpool.Pool, side string) ([
 // Inspect implements [Target].
 func (p *PlanetScale) Inspect(ctx context.Context) ([]Finding, error) {
 	var f []Finding
-	if direct, ok := p.url.IsPlanetScalePooler(); ok {
+	if direct, ok := p.url.last().IsPlanetScalePooler(); ok {
 		f = append(f, Finding{
 			Check: "target_port", Severity: SeverityBlocker,
 			Message: "The target's URL goes through PgBouncer (port 6432), which cannot carry a migration.",

@@ -38,12 +38,17 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	switched_at timestamptz, completed_at timestamptz,
 	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
 	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb,
-	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT ''); -- fingerprints: followed; shown to a person
+	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT '', -- fingerprints: followed; shown to a person
+	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text, revert_report jsonb); -- how often it was switched; how far the log of the way back was trimmed
 -- Apart from the migration's row, since it is written all the time.
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rounds bigint NOT NULL DEFAULT 0,
-	rows_applied bigint NOT NULL DEFAULT 0, copy_share real NOT NULL DEFAULT 1, throttled text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
+	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rate_in float8 NOT NULL DEFAULT 0, rate_out float8 NOT NULL DEFAULT 0,
+	trend text NOT NULL DEFAULT 'steady', idle boolean NOT NULL DEFAULT false,
+	log_bytes bigint NOT NULL DEFAULT 0, log_from timestamptz NOT NULL DEFAULT clock_timestamp(), waits_for text NOT NULL DEFAULT '', waits_since timestamptz,
+	rounds bigint NOT NULL DEFAULT 0,
+	rows_applied bigint NOT NULL DEFAULT 0, copy_share real NOT NULL DEFAULT 1, throttled text NOT NULL DEFAULT '',
+	back_at timestamptz, back_rounds bigint NOT NULL DEFAULT 0, back_rows bigint NOT NULL DEFAULT 0, back_error text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS heroku_migrator.tables (
 	id bigint PRIMARY KEY, spec jsonb NOT NULL, state text NOT NULL DEFAULT 'pending', plan int NOT NULL DEFAULT 0,
 	copied_at text NOT NULL DEFAULT '', -- of a table without a key: the snapshot that its rows were read from
@@ -61,6 +66,12 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.commands (
 	state text NOT NULL DEFAULT 'pending', posted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	alive_at timestamptz NOT NULL DEFAULT clock_timestamp(), finished_at timestamptz,
 	reasons text[] NOT NULL DEFAULT '{}', can_force boolean NOT NULL DEFAULT false, message text NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS heroku_migrator.hooks (
+	number bigint NOT NULL, point text NOT NULL, state text NOT NULL, error text NOT NULL DEFAULT '',
+	at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (number, point));
+-- As on the source, for the way back.
+CREATE TABLE IF NOT EXISTS heroku_migrator.captured (
+	relid oid PRIMARY KEY, trimmed boolean NOT NULL DEFAULT false, name text, columns text[], files text);
 CREATE TABLE IF NOT EXISTS heroku_migrator.events (
 	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	kind text NOT NULL, phase text NOT NULL, message text NOT NULL);`
@@ -83,13 +94,28 @@ type State struct {
 	Captured                Position // before any capture was installed: says on which server that was
 	Report                  *SwitchReport
 
-	SyncedAt    *time.Time // the target holds everything that was committed on the source at this time
-	SyncedAge   float64    // seconds since, by the target's clock
-	RowsWaiting int64
+	SyncedAt  *time.Time // the target holds everything that was committed on the source at this time
+	SyncedAge float64    // seconds since, by the target's clock
+	Lag       Lag
+	LogBytes  int64   // of the change log
+	LogAge    float64 // seconds: how old its oldest entry can be
+	// WaitsFor is what a step failed at that is tried again, and WaitsSince since when.
+	WaitsFor    string
+	WaitsSince  *time.Time
 	Rounds      int64
 	RowsApplied int64
 	Schema      string // fingerprint of the source's schema that was followed last
 	SchemaSeen  string // of one that the migration was paused for
+
+	Switches int64 // how often it was switched
+	// Verification is what the last comparison of all rows found.
+	Verification *Verification
+	// The way back: the source holds everything that was committed on the target at BackAt, BackAge seconds ago.
+	BackAt               *time.Time
+	BackAge              float64
+	BackRounds, BackRows int64
+	BackError            string
+	RevertReport         *SwitchReport
 }
 
 // TableStatus is what the journal says of a table.
@@ -117,24 +143,39 @@ func (j *Journal) exists(ctx context.Context) (exists bool, err error) {
 func (j *Journal) State(ctx context.Context) (*State, error) {
 	var s State
 	var position, captured string
-	var report []byte
+	var report, revertReport, verification []byte
 	err := j.pool.QueryRow(ctx, `
 		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
 		       error, message, position, captured, report, schema, schema_seen, p.synced_at,
-		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rounds, p.rows_applied
+		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rate_in, p.rate_out, p.trend, p.idle,
+		       p.log_bytes, extract(epoch FROM clock_timestamp() - p.log_from)::float8, p.waits_for, p.waits_since, p.rounds, p.rows_applied,
+		       switches, verification, revert_report, p.back_at, coalesce(extract(epoch FROM clock_timestamp() - p.back_at), 0)::float8, p.back_rounds, p.back_rows, p.back_error
 		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
 		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
-			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema, &s.SchemaSeen, &s.SyncedAt, &s.SyncedAge, &s.RowsWaiting,
-			&s.Rounds, &s.RowsApplied)
+			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema, &s.SchemaSeen, &s.SyncedAt, &s.SyncedAge,
+			&s.Lag.Waiting, &s.Lag.In, &s.Lag.Out, &s.Lag.Trend, &s.Lag.Idle, &s.LogBytes, &s.LogAge, &s.WaitsFor, &s.WaitsSince,
+			&s.Rounds, &s.RowsApplied, &s.Switches, &verification, &revertReport, &s.BackAt, &s.BackAge, &s.BackRounds, &s.BackRows, &s.BackError)
 	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
 		return nil, ErrNoMigration
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
-	if report != nil {
-		s.Report = new(SwitchReport)
-		if err := json.Unmarshal(report, s.Report); err != nil {
+	for _, r := range []struct {
+		text []byte
+		to   **SwitchReport
+	}{{report, &s.Report}, {revertReport, &s.RevertReport}} {
+		if r.text == nil {
+			continue
+		}
+		*r.to = new(SwitchReport)
+		if err := json.Unmarshal(r.text, *r.to); err != nil {
+			return nil, fmt.Errorf("read the journal: %w", err)
+		}
+	}
+	if verification != nil {
+		s.Verification = new(Verification)
+		if err := json.Unmarshal(verification, s.Verification); err != nil {
 			return nil, fmt.Errorf("read the journal: %w", err)
 		}
 	}
@@ -266,6 +307,17 @@ func (j *Journal) SetPending(ctx context.Context, name CommandName) error {
 	return j.exec(ctx, "note what begins", `UPDATE heroku_migrator.migration SET pending = $1`, string(name))
 }
 
+// beginAttempt counts attempts to switch.
+func (j *Journal) beginAttempt(ctx context.Context) (n int64, err error) {
+	err = j.tx(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `UPDATE heroku_migrator.migration SET attempts = attempts + 1 RETURNING attempts`).Scan(&n)
+	})
+	if err != nil {
+		err = fmt.Errorf("journal: count an attempt to switch: %w", err)
+	}
+	return n, err
+}
+
 // settle clears what is pending once finish has brought the source in line with the phase. The row stays locked
 // meanwhile: a commit of the switch or revert that is still under way, though nobody waits for its answer any
 // more, is waited for, and one that comes later finds that it is not pending.
@@ -320,12 +372,6 @@ func (j *Journal) pauseForSchema(ctx context.Context, fingerprint, message strin
 // SetMessage says in words what happens now.
 func (j *Journal) SetMessage(ctx context.Context, message string) error {
 	return j.exec(ctx, "set the message", `UPDATE heroku_migrator.migration SET message = $1 WHERE message <> $1`, message)
-}
-
-// Synced notes that the target holds everything that was committed on the source age ago.
-func (j *Journal) Synced(ctx context.Context, age time.Duration, waiting int64) error {
-	return j.exec(ctx, "note the lag", `UPDATE heroku_migrator.progress SET rows_waiting = $2, seen_at = clock_timestamp(),
-		synced_at = greatest(synced_at, clock_timestamp() - make_interval(secs => $1))`, age.Seconds(), waiting)
 }
 
 // AddTables records the tables to be moved. Those known already are left as they are.
@@ -509,6 +555,15 @@ func (j *Journal) Drop(ctx context.Context) error {
 		return fmt.Errorf("journal: remove it: %w", err)
 	}
 	return nil
+}
+
+// setRevertReport stores what the last revert did.
+func (j *Journal) setRevertReport(ctx context.Context, report SwitchReport) error {
+	text, err := report.encode()
+	if err != nil {
+		return err
+	}
+	return j.exec(ctx, "store the report", `UPDATE heroku_migrator.migration SET revert_report = $1`, text)
 }
 
 // SetReport stores what the last switch did.

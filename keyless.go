@@ -70,7 +70,8 @@ func images(t *Table, since Position) string {
 	var other strings.Builder
 	for _, leaf := range t.Leaves {
 		if leaf.Reordered { // its images have its own order of columns
-			fmt.Fprintf(&other, ` WHEN %d THEN (SELECT ROW(%s)::text FROM (SELECT l.image::%s AS r OFFSET 0) AS q)`, leaf.ID, t.columnList("(q.r)."), leaf.Ident())
+			fmt.Fprintf(&other, ` WHEN '%s'::regclass THEN (SELECT ROW(%s)::text FROM (SELECT l.image::%s AS r OFFSET 0) AS q)`,
+				strings.ReplaceAll(leaf.Ident(), "'", "''"), t.columnList("(q.r)."), leaf.Ident())
 		}
 	}
 	if other.Len() > 0 {
@@ -135,8 +136,8 @@ func imageOf(t *Table, prefix string) string {
 }
 
 // applyKeyless brings a table without a key to the snapshot's state.
-func (p *PlanetScale) applyKeyless(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
-	n, err := p.applyImages(ctx, tx, snap, c)
+func applyKeyless(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
+	n, err := applyImages(ctx, tx, snap, c)
 	if err != nil {
 		return n, fmt.Errorf("apply changes of %s: %w", c.Table, err)
 	}
@@ -144,7 +145,7 @@ func (p *PlanetScale) applyKeyless(ctx context.Context, tx pgx.Tx, snap Snapshot
 }
 
 // applyImages makes the difference on the target. Of equal rows it does not matter which one goes.
-func (p *PlanetScale) applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
+func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
 	t := c.Table
 	if len(c.Truncated) > 0 { // it was emptied here; what is there now comes whole
 		return stream(ctx, defaultBuffer,

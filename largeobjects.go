@@ -82,10 +82,14 @@ type openSnapshot = func(ctx context.Context) (Snapshot, error)
 // CompareLargeObjects implements [Target]. Both sides hash at the same time, each its own. What differs is kept in the
 // journal's schema, in ordinary tables: a list that a crash of the server emptied would read as "delete all".
 func (p *PlanetScale) CompareLargeObjects(ctx context.Context, open openSnapshot) (diff LargeObjectDiff, err error) {
+	return compareLargeObjects(ctx, p.journal.tx, open)
+}
+
+func compareLargeObjects(ctx context.Context, change beginner, open openSnapshot) (diff LargeObjectDiff, err error) {
 	began := time.Now()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return p.journal.tx(gctx, func(tx pgx.Tx) error {
+		return change(gctx, func(tx pgx.Tx) error {
 			_, err := tx.Exec(gctx, `
 				DROP TABLE IF EXISTS heroku_migrator.large_objects_source;
 				CREATE TABLE heroku_migrator.large_objects_source (oid oid, at int8, bytes int, sum bytea, comment text)`)
@@ -112,7 +116,7 @@ func (p *PlanetScale) CompareLargeObjects(ctx context.Context, open openSnapshot
 		})
 	})
 	g.Go(func() error {
-		return p.journal.tx(gctx, func(tx pgx.Tx) error {
+		return change(gctx, func(tx pgx.Tx) error {
 			_, err := tx.Exec(gctx, `
 				DROP TABLE IF EXISTS heroku_migrator.large_objects_target;
 				CREATE TABLE heroku_migrator.large_objects_target AS `+largeObjectPieces+`;
@@ -123,7 +127,7 @@ func (p *PlanetScale) CompareLargeObjects(ctx context.Context, open openSnapshot
 	if err := g.Wait(); err != nil {
 		return diff, fmt.Errorf("compare large objects: %w", err)
 	}
-	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+	err = change(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, fmt.Sprintf(`
 			DROP TABLE IF EXISTS heroku_migrator.large_objects_todo;
 			CREATE TABLE heroku_migrator.large_objects_todo AS
@@ -151,13 +155,22 @@ func (p *PlanetScale) CompareLargeObjects(ctx context.Context, open openSnapshot
 // SyncLargeObjects implements [Target]. Each batch is a transaction of its own on either side, so that none is long;
 // what was done is not done again by whoever goes on, since it compares equal.
 func (p *PlanetScale) SyncLargeObjects(ctx context.Context, open openSnapshot) (LargeObjectDiff, error) {
-	diff, err := p.CompareLargeObjects(ctx, open)
+	return syncLargeObjects(ctx, p.journal.tx, open)
+}
+
+// ReturnLargeObjects implements [Source].
+func (h *Heroku) ReturnLargeObjects(ctx context.Context, open openSnapshot) (LargeObjectDiff, error) {
+	return syncLargeObjects(ctx, h.change, open)
+}
+
+func syncLargeObjects(ctx context.Context, change beginner, open openSnapshot) (LargeObjectDiff, error) {
+	diff, err := compareLargeObjects(ctx, change, open)
 	if err != nil || diff.Differing == 0 {
 		return diff, err
 	}
 	for _, step := range []func(context.Context, pgx.Tx) (int64, error){dropLargeObjects, truncateLargeObjects} {
 		for n := int64(1); n > 0; {
-			err := p.journal.tx(ctx, func(tx pgx.Tx) (err error) {
+			err := change(ctx, func(tx pgx.Tx) (err error) {
 				n, err = step(ctx, tx)
 				return err
 			})
@@ -167,7 +180,7 @@ func (p *PlanetScale) SyncLargeObjects(ctx context.Context, open openSnapshot) (
 		}
 	}
 	for batch := 0; batch >= 0; {
-		err := p.journal.tx(ctx, func(tx pgx.Tx) (err error) {
+		err := change(ctx, func(tx pgx.Tx) (err error) {
 			moving, next, err := copyLargeObjects(ctx, tx, open, batch)
 			diff.Moving += moving
 			batch = next
@@ -178,7 +191,7 @@ func (p *PlanetScale) SyncLargeObjects(ctx context.Context, open openSnapshot) (
 		}
 	}
 	for after := int64(0); after >= 0; {
-		err := p.journal.tx(ctx, func(tx pgx.Tx) (err error) {
+		err := change(ctx, func(tx pgx.Tx) (err error) {
 			after, err = commentLargeObjects(ctx, tx, after)
 			return err
 		})
@@ -282,11 +295,14 @@ func commentLargeObjects(ctx context.Context, tx pgx.Tx, after int64) (last int6
 	return last, err
 }
 
+// syncObjects makes the large objects of one side those of the other.
+type syncObjects = func(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
+
 // prepareLargeObjects copies large objects while the application writes, until little is left to do behind the fence.
-func prepareLargeObjects(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (diff LargeObjectDiff, err error) {
+func prepareLargeObjects(ctx context.Context, sync syncObjects, from ChangeLog, cfg CutoverConfig) (diff LargeObjectDiff, err error) {
 	const attempts = 3 // each has less to copy than the one before
 	for range attempts {
-		diff, err = dst.SyncLargeObjects(ctx, src.Snapshot)
+		diff, err = sync(ctx, from.Snapshot)
 		if err != nil {
 			return diff, err
 		}
@@ -301,9 +317,9 @@ func prepareLargeObjects(ctx context.Context, src Source, dst Target, cfg Cutove
 }
 
 // finishLargeObjects makes the large objects equal behind the fence.
-func finishLargeObjects(ctx context.Context, src Source, dst Target) (diff LargeObjectDiff, err error) {
+func finishLargeObjects(ctx context.Context, sync syncObjects, from ChangeLog) (diff LargeObjectDiff, err error) {
 	for {
-		if diff, err = dst.SyncLargeObjects(ctx, src.Snapshot); err != nil || diff.Moving == 0 {
+		if diff, err = sync(ctx, from.Snapshot); err != nil || diff.Moving == 0 {
 			return diff, err
 		}
 		// Somebody writes large objects, and touches no table.

@@ -37,7 +37,15 @@ func (j *Journal) TryLead(ctx context.Context, create bool) (*Lead, error) {
 	if !j.held.CompareAndSwap(false, true) {
 		return nil, nil //nolint:nilnil // somebody else leads: another part of this process
 	}
-	conn, err := pgx.ConnectConfig(ctx, j.pool.Config().ConnConfig)
+	pool := j.pool.Config() // a copy
+	var conn *pgx.Conn
+	var err error
+	if pool.BeforeConnect != nil {
+		err = pool.BeforeConnect(ctx, pool.ConnConfig)
+	}
+	if err == nil {
+		conn, err = pgx.ConnectConfig(ctx, pool.ConnConfig)
+	}
 	if err != nil {
 		j.held.Store(false)
 		return nil, fmt.Errorf("take the lead: %w", err)

@@ -23,10 +23,13 @@ type Config struct {
 	Indexes   IndexConfig
 	Replicate ReplicateConfig
 	Cutover   CutoverConfig
+	WayBack   WayBackConfig
 
 	// RetryFor is how long Run tries again when something fails that may go away by itself, such as lost
 	// connections, before it gives up. Default: 30 minutes since the last success.
 	RetryFor time.Duration
+	// HoldBeforeCopy has Run wait in phase ready_to_copy for [CommandCopy].
+	HoldBeforeCopy bool
 	// SchemaChanges says what is done when the source's schema changes meanwhile. Default: [SchemaForward].
 	SchemaChanges SchemaPolicy
 }
@@ -40,6 +43,7 @@ type Migrator struct {
 	journal *Journal
 	events  events
 	leading atomic.Bool
+	waiting atomic.Pointer[WaitingStatus] // while this process tries again what failed
 }
 
 // New returns a migrator. It does not connect.
@@ -62,6 +66,8 @@ func New(cfg Config) (*Migrator, error) {
 	m.chain(&m.cfg.Indexes.OnEvent, &m.cfg.Indexes.Logger)
 	m.chain(&m.cfg.Replicate.OnEvent, &m.cfg.Replicate.Logger)
 	m.chain(&m.cfg.Cutover.OnEvent, &m.cfg.Cutover.Logger)
+	m.chain(&m.cfg.WayBack.OnEvent, &m.cfg.WayBack.Logger)
+	m.cfg.Cutover.WayBack = m.cfg.WayBack
 	return m, nil
 }
 
@@ -125,6 +131,7 @@ var ErrAborted = errors.New("the migration was aborted")
 // and returned: a [*RefusedError] for a precondition that does not hold. Another Run tries it again.
 func (m *Migrator) Run(ctx context.Context, until Until) error {
 	seen, led := false, false
+	defer m.waiting.Store(nil)
 	for attempt, since := 1, time.Now(); ; attempt++ {
 		began := time.Now()
 		err := m.runOnce(ctx, until, &seen, &led)
@@ -149,10 +156,32 @@ func (m *Migrator) Run(ctx context.Context, until Until) error {
 		pause := backoff(attempt, 500*time.Millisecond, 30*time.Second)
 		m.log.WarnContext(ctx, "trying again", "in", pause.Round(time.Millisecond), "error", err)
 		m.publish(Event{Kind: EventWaiting, Message: err.Error()})
+		m.waits(ctx, err)
 		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
 	}
+}
+
+// waits notes why nothing goes on, where others can see it, if the target can be reached.
+func (m *Migrator) waits(ctx context.Context, cause error) {
+	w := &WaitingStatus{Since: time.Now(), Reason: cause.Error()}
+	if before := m.waiting.Load(); before != nil {
+		w.Since = before.Since
+	}
+	m.waiting.Store(w)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err := m.journal.pool.Exec(ctx, `UPDATE heroku_migrator.progress SET waits_for = $1, waits_since = $2`, w.Reason, w.Since)
+	if err != nil {
+		m.log.DebugContext(ctx, "what is waited for could not be noted", "error", err)
+	}
+}
+
+// goesOn takes that back.
+func (m *Migrator) goesOn(ctx context.Context) error {
+	m.waiting.Store(nil)
+	return m.journal.exec(ctx, "note that it goes on", `UPDATE heroku_migrator.progress SET waits_for = '', waits_since = NULL WHERE waits_for <> ''`)
 }
 
 func (m *Migrator) runOnce(ctx context.Context, until Until, seen, led *bool) error {
@@ -165,6 +194,9 @@ func (m *Migrator) runOnce(ctx context.Context, until Until, seen, led *bool) er
 	defer m.leading.Store(false)
 	defer lead.Release() //nolint:contextcheck // it has to happen whatever became of the context
 	if err := m.begin(ctx, lead); err != nil {
+		return err
+	}
+	if err := m.goesOn(ctx); err != nil {
 		return err
 	}
 	return m.loop(ctx, lead, until)
@@ -393,6 +425,10 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		}
 		return advance(PhaseReadyToCopy, "every change on the source is captured")
 	case PhaseReadyToCopy:
+		if m.cfg.HoldBeforeCopy {
+			<-ctx.Done() // until a command says so
+			return ctx.Err()
+		}
 		return advance(PhaseCopying, "copying")
 	case PhaseCopying:
 		if err := m.copy(ctx); err != nil {
@@ -405,6 +441,9 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		}
 		return advance(PhaseReplicating, "the target follows the source")
 	case PhaseReplicating:
+		if err := m.callLateHook(ctx, s); err != nil {
+			return err
+		}
 		if until == UntilInSync {
 			r, err := newReplicator(ctx, src, dst, m.cfg.Replicate)
 			if err != nil {
@@ -417,8 +456,10 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		}
 		return Replicate(ctx, src, dst, m.cfg.Replicate)
 	case PhaseSwitched:
-		<-ctx.Done()
-		return ctx.Err()
+		if err := m.callLateHook(ctx, s); err != nil {
+			return err
+		}
+		return m.wayBack(ctx)
 	case PhaseCleaningUp:
 		if err := m.cleanUp(ctx, s.Goal); err != nil {
 			return err
@@ -440,6 +481,7 @@ func (m *Migrator) copy(ctx context.Context) error {
 		}
 		return err
 	})
+	g.Go(func() error { return watchLog(gctx, m.cfg.Source, m.journal, copied) })
 	g.Go(func() error {
 		err := BuildIndexesMeanwhile(gctx, m.cfg.Target, copied, m.cfg.Indexes)
 		if failed := new(ObjectError); errors.As(err, &failed) { // the copy goes on; the next phase reports it

@@ -21,6 +21,8 @@ import (
 type PlanetScaleConfig struct {
 	// MaxConns bounds the connections to the target. One more holds the lead. Default: 16, opened as they are needed.
 	MaxConns int
+	// URL is as in [HerokuConfig].
+	URL func(ctx context.Context) (string, error)
 	// BufferBytes is how much is read ahead of what the target has taken, for each chunk that is being copied.
 	// Default: 1 MiB.
 	BufferBytes int
@@ -28,7 +30,7 @@ type PlanetScaleConfig struct {
 
 // PlanetScale is a [Target] on PlanetScale Postgres, or any Postgres whose role owns its database.
 type PlanetScale struct {
-	url     *pgurl.URL
+	url     *address
 	pool    *pgxpool.Pool
 	journal *Journal
 	buffer  int
@@ -54,16 +56,18 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 		cfg.BufferBytes = defaultBuffer
 	}
 	// No search_path: functions in constraints and generated columns see the one that they see in production.
-	pool, err := openPool(ctx, url, int32(min(cfg.MaxConns, 1000)), map[string]string{
+	at := &address{url: url, renew: cfg.URL}
+	pool, err := openPool(ctx, at, int32(min(cfg.MaxConns, 1000)), map[string]string{
 		"lock_timeout":                        "0",
 		"idle_in_transaction_session_timeout": "0",
 		"default_transaction_read_only":       "off",
 		"check_function_bodies":               "off",
+		"heroku_migrator.pass":                "on", // through the fence that a revert leaves up
 	})
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	return &PlanetScale{url: url, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}, nil
+	return &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}, nil
 }
 
 // Close closes the connections.
@@ -74,7 +78,7 @@ func (p *PlanetScale) Journal() *Journal { return p.journal }
 
 // Identify implements [Target].
 func (p *PlanetScale) Identify(ctx context.Context) (Identity, error) {
-	return identify(ctx, p.pool, p.url)
+	return identify(ctx, p.pool, p.url.last())
 }
 
 // AppliesSilently implements [Target]. The server is asked, once, not a table of what platforms allow.
@@ -188,7 +192,7 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 		}
 	}
 	if err != nil {
-		return chunk, errors.Join(err, rollback(ctx, conn)) // the next one needs the chunk's row at once
+		return chunk, errors.Join(refusedRows(table, err), rollback(ctx, conn)) // the next one needs the chunk's row at once
 	}
 	var last pgx.Batch
 	if chunk != nil {

@@ -70,11 +70,20 @@ func (j *Journal) rebase(ctx context.Context, captured Position) error {
 
 // Resend implements [Source].
 func (h *Heroku) Resend(ctx context.Context, tables []*Table, all bool) error {
+	return resend(ctx, h.pool, h.change, tables, all)
+}
+
+// Resend implements [Target].
+func (p *PlanetScale) Resend(ctx context.Context, tables []*Table, all bool) error {
+	return resend(ctx, p.pool, p.journal.tx, tables, all)
+}
+
+func resend(ctx context.Context, q querier, change beginner, tables []*Table, all bool) error {
 	for _, t := range tables {
 		var trimmed bool
-		err := h.pool.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&trimmed)
+		err := q.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&trimmed)
 		if err == nil && (all || trimmed) {
-			err = h.touch(ctx, t, strings.NewReader(""), true, `UPDATE heroku_migrator.captured SET trimmed = false WHERE relid = $1`)
+			err = touch(ctx, change, t, strings.NewReader(""), true, `UPDATE heroku_migrator.captured SET trimmed = false WHERE relid = $1`)
 		}
 		if err != nil {
 			return fmt.Errorf("send %s whole: %w", t, err)
@@ -83,7 +92,7 @@ func (h *Heroku) Resend(ctx context.Context, tables []*Table, all bool) error {
 	if !all {
 		return nil
 	}
-	return h.change(ctx, func(tx pgx.Tx) error { // the mark is a position of another server
+	return change(ctx, func(tx pgx.Tx) error { // the mark is a position of another server
 		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET trimmed = NULL`)
 		return err
 	})

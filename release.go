@@ -18,6 +18,9 @@ func (h *Heroku) Release(ctx context.Context) error {
 	if exists, err := schemaExists(ctx, h.pool); err != nil || !exists || !claimed { // not claimed: not ours
 		return err
 	}
+	if err := h.CloseWayBack(ctx); err != nil {
+		return err
+	}
 	if err := releaseTables(ctx, h.pool, h.change); err != nil {
 		return err
 	}
@@ -28,6 +31,11 @@ func (h *Heroku) Release(ctx context.Context) error {
 // whose target, and so whose journal, is gone.
 func (h *Heroku) ReleaseUnclaimed(ctx context.Context) error {
 	begin := func(ctx context.Context, fn func(pgx.Tx) error) error { return pgx.BeginFunc(ctx, h.pool, fn) }
+	if err := closeWayBack(ctx, h.pool, func(ctx context.Context, what string, list []silenced, statement func(silenced) string) error {
+		return alterRelations(ctx, begin, what, list, statement)
+	}); err != nil {
+		return err
+	}
 	if err := releaseTables(ctx, h.pool, begin); err != nil {
 		return err
 	}

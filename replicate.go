@@ -52,8 +52,12 @@ type replicator struct {
 	position Position
 	captured Position // on which server capture was installed
 	schema   string   // fingerprint of the schema that is known
-	untrimmd []acknowledged
+	trimmer  trimmer
 	synced   time.Time // when the journal was told last
+	lag      lagMeter
+	sized    time.Time // when the log was measured last
+	// at is called at the end of a round, while the target is what the snapshot shows.
+	at func(context.Context, Snapshot) error
 }
 
 // acknowledged is a position that is durable on the target, and what changed up to it.
@@ -72,6 +76,7 @@ type roundStats struct {
 
 func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateConfig) (*replicator, error) {
 	r := &replicator{src: src, dst: dst, cfg: cfg.withDefaults()}
+	r.trimmer = trimmer{log: src, grace: r.cfg.TrimGrace}
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
 		return nil, err
@@ -95,7 +100,7 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 		}
 	}
 	if len(r.live) > 0 && !r.position.IsZero() { // what an earlier process acknowledged and did not trim
-		r.acknowledge(r.live)
+		r.trimmer.acknowledge(r.position, r.live)
 	}
 	return r, nil
 }
@@ -111,15 +116,19 @@ func (r *replicator) run(ctx context.Context, done func(roundStats) bool) error 
 		if done(stats) {
 			return nil
 		}
-		if stats.rows > 0 {
-			pause = r.cfg.Interval
-		} else {
-			pause = min(pause*3/2, 5*r.cfg.Interval)
-		}
+		pause = nextPause(pause, r.cfg.Interval, stats)
 		if err := sleep(ctx, pause-stats.took); err != nil {
 			return err
 		}
 	}
+}
+
+// nextPause grows while nothing happens.
+func nextPause(pause, interval time.Duration, stats roundStats) time.Duration {
+	if stats.rows > 0 {
+		return interval
+	}
+	return min(pause*3/2, 5*interval)
 }
 
 // catchUp does rounds until one begins and ends within the lag given.
@@ -184,6 +193,12 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 	if err := collect(keyed, Position{}); err != nil {
 		return stats, err
 	}
+	const backlog = 10000
+	if stats.rows >= backlog { // others should know while it is worked off
+		if err := r.dst.Journal().Synced(ctx, -1, r.lag.lag(stats.rows, false)); err != nil {
+			return stats, err
+		}
+	}
 	if len(round.Changes) > 0 || len(round.Joining) > 0 {
 		if err := r.dst.Apply(ctx, snap, round); err != nil {
 			return stats, err
@@ -194,50 +209,87 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 		for i, c := range round.Changes {
 			tables[i] = c.Table
 		}
-		r.acknowledge(tables)
+		r.trimmer.acknowledge(r.position, tables)
+	}
+	if r.at != nil {
+		if err := r.at(ctx, snap); err != nil {
+			return stats, err
+		}
 	}
 	closeSnapshot(ctx, snap) // a trim must not wait for it; closing twice does no harm
 	stats.took, stats.changes = time.Since(began), round.Changes
+	r.lag.saw(began, stats.rows, stats.took)
 	if len(round.Changes) > 0 {
 		notify(r.cfg.OnEvent, Event{Kind: EventRound, Phase: PhaseReplicating, Rows: stats.rows, Took: stats.took})
 	}
 	if time.Since(r.synced) > time.Second {
-		if err := r.dst.Journal().Synced(ctx, stats.took, 0); err != nil {
+		if err := r.dst.Journal().Synced(ctx, time.Since(began), r.lag.lag(0, stats.rows == 0)); err != nil {
 			return stats, err
 		}
 		r.synced = time.Now()
 	}
-	return stats, r.trim(ctx)
+	if err := r.trimmer.trim(ctx); err != nil {
+		return stats, err
+	}
+	return stats, r.measureLog(ctx)
 }
 
-func (r *replicator) acknowledge(tables []*Table) {
-	a := acknowledged{at: time.Now(), position: r.position, tables: map[*Table]struct{}{}}
-	for _, t := range tables {
-		a.tables[t] = struct{}{}
+// measureLog looks at the log's size from time to time.
+func (r *replicator) measureLog(ctx context.Context) error {
+	if time.Since(r.sized) < logEvery {
+		return nil
+	}
+	bytes, err := r.src.LogSize(ctx)
+	if err != nil {
+		return err
+	}
+	r.sized = time.Now()
+	return r.dst.Journal().setLog(ctx, bytes, r.trimmer.oldest())
+}
+
+// oldest is how old the oldest entry of the log can be that is trimmed in time.
+func (t *trimmer) oldest() time.Duration {
+	if len(t.list) == 0 {
+		return 0
+	}
+	return time.Since(t.list[0].at)
+}
+
+// trimmer forgets changes some time after the other side has acknowledged them.
+type trimmer struct {
+	log   ChangeLog
+	grace time.Duration
+	list  []acknowledged
+}
+
+func (t *trimmer) acknowledge(at Position, tables []*Table) {
+	a := acknowledged{at: time.Now(), position: at, tables: map[*Table]struct{}{}}
+	for _, table := range tables {
+		a.tables[table] = struct{}{}
 	}
 	// One entry a second at most: what is acknowledged later may only be trimmed later.
-	if n := len(r.untrimmd); n > 0 && a.at.Sub(r.untrimmd[n-1].at) < time.Second && r.cfg.TrimGrace > 0 {
-		last := &r.untrimmd[n-1]
-		for t := range last.tables {
-			a.tables[t] = struct{}{}
+	if n := len(t.list); n > 0 && a.at.Sub(t.list[n-1].at) < time.Second && t.grace > 0 {
+		last := &t.list[n-1]
+		for table := range last.tables {
+			a.tables[table] = struct{}{}
 		}
 		a.at = last.at
-		r.untrimmd[n-1] = a
+		t.list[n-1] = a
 		return
 	}
-	r.untrimmd = append(r.untrimmd, a)
+	t.list = append(t.list, a)
 }
 
-// trim forgets what the target has acknowledged long enough ago.
-func (r *replicator) trim(ctx context.Context) error {
+// trim forgets what was acknowledged long enough ago.
+func (t *trimmer) trim(ctx context.Context) error {
 	n := 0
 	due := map[*Table]struct{}{}
-	for _, a := range r.untrimmd {
-		if time.Since(a.at) < r.cfg.TrimGrace {
+	for _, a := range t.list {
+		if time.Since(a.at) < t.grace {
 			break
 		}
-		for t := range a.tables {
-			due[t] = struct{}{}
+		for table := range a.tables {
+			due[table] = struct{}{}
 		}
 		n++
 	}
@@ -245,14 +297,12 @@ func (r *replicator) trim(ctx context.Context) error {
 		return nil
 	}
 	tables := make([]*Table, 0, len(due))
-	for _, t := range r.live {
-		if _, ok := due[t]; ok {
-			tables = append(tables, t)
-		}
+	for table := range due {
+		tables = append(tables, table)
 	}
-	if err := r.src.Trim(ctx, tables, r.untrimmd[n-1].position); err != nil {
+	if err := t.log.Trim(ctx, tables, t.list[n-1].position); err != nil {
 		return err
 	}
-	r.untrimmd = r.untrimmd[n:]
+	t.list = t.list[n:]
 	return nil
 }

@@ -476,7 +476,7 @@ func TestProcessThatLostTheLeadCannotCommit(t *testing.T) {
 		"MarkCaptured": func() error { return j.MarkCaptured(ctx, table) },
 		"SetPending":   func() error { return j.SetPending(ctx, migrator.CommandSwitch) },
 		"SetMessage":   func() error { return j.SetMessage(ctx, "ghost") },
-		"Synced":       func() error { return j.Synced(ctx, 0, 0) },
+		"Synced":       func() error { return j.Synced(ctx, 0, migrator.Lag{}) },
 		"Record":       func() error { return j.Record(ctx, migrator.Event{Kind: migrator.EventWarning}) },
 		"Drop":         func() error { return j.Drop(ctx) },
 		"Claim": func() error {
@@ -485,7 +485,7 @@ func TestProcessThatLostTheLeadCannotCommit(t *testing.T) {
 		"Capture": func() error { return w.src.Capture(ctx, table) },
 		"Trim":    func() error { return w.src.Trim(ctx, []*migrator.Table{table}, b.snap.Position()) },
 		"Touch":   func() error { return w.src.Touch(ctx, table, nil, true) },
-		"Fence":   func() error { return w.src.Fence(ctx, []*migrator.Table{table}) },
+		"Fence":   func() error { return w.src.Fence(ctx, []*migrator.Table{table}, migrator.FenceConfig{}) },
 		"Unfence": func() error { return w.src.Unfence(ctx) },
 		"Release": func() error { return w.src.Release(ctx) },
 		"Replicate": func() error {

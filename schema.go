@@ -67,15 +67,19 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dump the schema: %w", err)
 	}
-	entries, err := pgdump.Schema(ctx, tools, h.url.LibpqEnv(), SchemaName)
+	url, err := h.url.current(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dump the schema: %w", err)
+	}
+	entries, err := pgdump.Schema(ctx, tools, url.LibpqEnv(), SchemaName)
 	if failed := new(pgdump.Error); errors.As(err, &failed) {
 		if failed.LockTimeout() {
 			return nil, fmt.Errorf("dump the schema: %w: another session holds an exclusive lock on a table", ErrBusy)
 		}
 		if failed.Passing() {
-			return nil, fmt.Errorf("dump the schema: %w: %s", errPassing, pgurl.Redact(err.Error(), h.url))
+			return nil, fmt.Errorf("dump the schema: %w: %s", errPassing, pgurl.Redact(err.Error(), url))
 		}
-		return nil, fmt.Errorf("dump the schema: %s", pgurl.Redact(err.Error(), h.url))
+		return nil, fmt.Errorf("dump the schema: %s", pgurl.Redact(err.Error(), url))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("dump the schema: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,8 +44,8 @@ const lockTimeout = 2 * time.Second
 
 // openPool opens a pool whose sessions carry the settings. Settings that the server does not know
 // (transaction_timeout before 17, say) are left out.
-func openPool(ctx context.Context, url *pgurl.URL, conns int32, settings map[string]string) (*pgxpool.Pool, error) {
-	conn, err := url.ConnConfig()
+func openPool(ctx context.Context, at *address, conns int32, settings map[string]string) (*pgxpool.Pool, error) {
+	conn, err := at.last().ConnConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -61,10 +62,61 @@ func openPool(ctx context.Context, url *pgurl.URL, conns int32, settings map[str
 	cfg.MaxConns = conns
 	cfg.MinConns = 0
 	cfg.MaxConnIdleTime = time.Minute
+	cfg.BeforeConnect = at.refresh
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		return applySettings(ctx, c, settings)
 	}
 	return pgxpool.NewWithConfig(ctx, cfg)
+}
+
+// address is where a database is, and with which credentials.
+type address struct {
+	renew func(context.Context) (string, error)
+	mu    sync.Mutex
+	url   *pgurl.URL
+}
+
+func (a *address) last() *pgurl.URL {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.url
+}
+
+// current asks for the URL, if somebody knows it better.
+func (a *address) current(ctx context.Context) (*pgurl.URL, error) {
+	if a.renew == nil {
+		return a.last(), nil
+	}
+	raw, err := a.renew(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the connection URL could not be had: %w: %w", errPassing, err)
+	}
+	url, err := pgurl.Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errPassing, err) // it may be half written
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.url = url
+	return url, nil
+}
+
+// refresh is called before a connection is made.
+func (a *address) refresh(ctx context.Context, c *pgx.ConnConfig) error {
+	if a.renew == nil {
+		return nil
+	}
+	url, err := a.current(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := url.ConnConfig()
+	if err != nil {
+		return err
+	}
+	c.Host, c.Port, c.Database, c.User, c.Password = now.Host, now.Port, now.Database, now.User, now.Password
+	c.TLSConfig, c.Fallbacks, c.DialFunc, c.LookupFunc = now.TLSConfig, now.Fallbacks, now.DialFunc, now.LookupFunc
+	return nil
 }
 
 func applySettings(ctx context.Context, c *pgx.Conn, settings map[string]string) error {
@@ -77,7 +129,7 @@ func applySettings(ctx context.Context, c *pgx.Conn, settings map[string]string)
 	_, err := c.Exec(ctx, `
 		SELECT set_config(v.name, v.value, false)
 		FROM unnest($1::text[], $2::text[]) AS v(name, value)
-		WHERE current_setting(v.name, true) IS NOT NULL`, names, values)
+		WHERE current_setting(v.name, true) IS NOT NULL OR v.name LIKE 'heroku\_migrator.%'`, names, values)
 	if err != nil {
 		return fmt.Errorf("session settings: %w", err)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// herokuSnapshot is a REPEATABLE READ, READ ONLY transaction on the source.
+// herokuSnapshot is a REPEATABLE READ, READ ONLY transaction on the source; on the way back, on the target.
 type herokuSnapshot struct {
 	conn    *pgxpool.Conn
 	pos     Position
@@ -21,19 +21,28 @@ type herokuSnapshot struct {
 
 // Snapshot implements [Source].
 func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
-	s, err := h.openSnapshot(ctx)
+	s, err := beginSnapshot(ctx, h.pool, &h.ops)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
 	}
 	return s, nil
 }
 
-func (h *Heroku) openSnapshot(ctx context.Context) (*herokuSnapshot, error) {
-	conn, err := h.pool.Acquire(ctx)
+// Snapshot implements [Target]: the change log and the journal's entries are of the same form as on the source.
+func (p *PlanetScale) Snapshot(ctx context.Context) (Snapshot, error) {
+	s, err := beginSnapshot(ctx, p.pool, &p.ops)
+	if err != nil {
+		return nil, fmt.Errorf("open a snapshot of the target: %w", err)
+	}
+	return s, nil
+}
+
+func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache) (*herokuSnapshot, error) {
+	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &herokuSnapshot{conn: conn, ops: &h.ops}
+	s := &herokuSnapshot{conn: conn, ops: ops}
 	err = s.begin(ctx, `SELECT coalesce(trimmed, '') FROM heroku_migrator.migration`)
 	if code := sqlState(err); code == "42P01" || code == "3F000" { // nothing was captured here yet
 		if _, err = conn.Exec(ctx, "ROLLBACK"); err == nil {
@@ -176,12 +185,8 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 	if err != nil {
 		return nil, fmt.Errorf("look at the change logs: %w", err)
 	}
-	byRelation := map[uint32]int{}
 	var counts []string
 	for i, t := range tables {
-		for _, r := range t.relations() {
-			byRelation[r.ID] = i
-		}
 		if !nonEmpty[t.ID] {
 			continue
 		}
@@ -202,21 +207,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			return nil, fmt.Errorf("count changes: %w", err)
 		}
 	}
-	rows, err := s.conn.Query(ctx, `SELECT DISTINCT relid FROM heroku_migrator.truncated WHERE `+unseen(since, "xid"))
-	if err != nil {
-		return nil, fmt.Errorf("read truncations: %w", err)
-	}
-	var relid uint32
-	if _, err := pgx.ForEachRow(rows, []any{&relid}, func() error {
-		if i, ok := byRelation[relid]; ok {
-			for _, r := range tables[i].relations() {
-				if r.ID == relid {
-					changes[i].Truncated = append(changes[i].Truncated, r)
-				}
-			}
-		}
-		return nil
-	}); err != nil {
+	if err := s.truncations(ctx, tables, since, changes); err != nil {
 		return nil, fmt.Errorf("read truncations: %w", err)
 	}
 	var list []Change
@@ -227,6 +218,32 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 		}
 	}
 	return list, s.hold(ctx, list)
+}
+
+// truncations adds which relations were emptied. They are told by name, since they have other OIDs on the other side.
+func (s *herokuSnapshot) truncations(ctx context.Context, tables []*Table, since Position, changes []Change) error {
+	rows, err := s.conn.Query(ctx, `
+		SELECT DISTINCT n.nspname, c.relname FROM heroku_migrator.truncated t
+		JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE `+unseen(since, "t.xid"))
+	if err != nil {
+		return err
+	}
+	truncated := map[[2]string]bool{}
+	var name [2]string
+	if _, err := pgx.ForEachRow(rows, []any{&name[0], &name[1]}, func() error {
+		truncated[name] = true
+		return nil
+	}); err != nil || len(truncated) == 0 {
+		return err
+	}
+	for i, t := range tables {
+		for _, r := range t.relations() {
+			if truncated[[2]string{r.Schema, r.Name}] {
+				changes[i].Truncated = append(changes[i].Truncated, r)
+			}
+		}
+	}
+	return nil
 }
 
 // nonEmptyLogs leaves out the logs whose files are empty: what this snapshot sees cannot have been vacuumed away, so it sees
@@ -257,12 +274,11 @@ func (s *herokuSnapshot) hold(ctx context.Context, changes []Change) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	var names []string
-	var ids []uint32
+	var names, leaves []string
 	for _, c := range changes {
 		names = append(names, c.Table.Only())
 		for _, l := range c.Table.Leaves {
-			ids = append(ids, l.ID)
+			leaves = append(leaves, l.Ident())
 		}
 	}
 	if _, err := s.conn.Exec(ctx, `LOCK TABLE `+strings.Join(names, ", ")+` IN ACCESS SHARE MODE`); err != nil {
@@ -271,7 +287,7 @@ func (s *herokuSnapshot) hold(ctx context.Context, changes []Change) error {
 	var rewritten *string
 	err := s.conn.QueryRow(ctx, `
 		SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
-		WHERE oid = ANY ($1::oid[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, ids).Scan(&rewritten)
+		WHERE oid = ANY ($1::text[]::regclass[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, leaves).Scan(&rewritten)
 	if err != nil {
 		return fmt.Errorf("hold the changed tables: %w", err)
 	}
@@ -333,13 +349,27 @@ func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list sequences: %w", err)
 	}
+	if len(relations) == 0 {
+		return nil, nil
+	}
 	list := make([]Sequence, len(relations))
+	reads := make([]string, len(relations))
 	for i, r := range relations {
 		list[i].Relation = r
-		err := s.conn.QueryRow(ctx, `SELECT last_value, is_called FROM `+r.Ident()).Scan(&list[i].LastValue, &list[i].IsCalled)
-		if err != nil {
-			return nil, fmt.Errorf("read sequence %s: %w", r, err)
-		}
+		reads[i] = fmt.Sprintf(`SELECT %d, last_value, is_called FROM %s`, i, r.Ident())
+	}
+	rows, err := s.conn.Query(ctx, strings.Join(reads, " UNION ALL "))
+	if err != nil {
+		return nil, fmt.Errorf("read sequences: %w", err)
+	}
+	var at int
+	var read Sequence
+	_, err = pgx.ForEachRow(rows, []any{&at, &read.LastValue, &read.IsCalled}, func() error {
+		list[at].LastValue, list[at].IsCalled = read.LastValue, read.IsCalled
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read sequences: %w", err)
 	}
 	return list, nil
 }

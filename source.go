@@ -21,7 +21,9 @@ const SchemaName = "heroku_migrator"
 // nothing half done.
 type Source interface {
 	Database
+	Capturer
 	Fencer
+	Returner
 
 	// Catalog lists the tables to be moved, with their keys, columns and sizes.
 	Catalog(ctx context.Context) (*Catalog, error)
@@ -35,37 +37,48 @@ type Source interface {
 	// does nothing where no migration was claimed before.
 	Claim(ctx context.Context, claim Claim, create bool) error
 
+	// Load tells how busy the source is with other work than ours.
+	Load(ctx context.Context) (Load, error)
+}
+
+// Capturer is a source's part in replication.
+type Capturer interface {
+	ChangeLog
+
 	// Capture makes every later change to the table leave its key in the table's change log (I1).
 	// It returns once that is committed. Where it is installed already, it does nothing. The
 	// returned error is [ErrBusy] when one attempt did not get its locks; attempts are short, so
 	// that the application never waits long, and the caller repeats them.
 	Capture(ctx context.Context, table *Table) error
 
-	// Snapshot opens an instant for reading.
-	Snapshot(ctx context.Context) (Snapshot, error)
-
-	// Load tells how busy the source is with other work than ours.
-	Load(ctx context.Context) (Load, error)
-
-	// Trim forgets the changes to the tables that are visible at the position, which must be
-	// durable on the target.
-	Trim(ctx context.Context, tables []*Table, upTo Position) error
+	// Adopt takes up relations that have become partitions of a captured table: their TRUNCATE is captured from now on, and their
+	// rows come with the next round. It fails with [ErrBusy] as Capture does.
+	Adopt(ctx context.Context, table *Table, leaves []Relation) error
 
 	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
 	// changed these rows: the next round brings them over anew. With all true, the whole table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
+}
+
+// ChangeLog is where changes are read: on the source, and after the switch on the target.
+type ChangeLog interface {
+	// Snapshot opens an instant for reading.
+	Snapshot(ctx context.Context) (Snapshot, error)
+
+	// Trim forgets the changes to the tables that are visible at the position, which must be
+	// durable on the other side.
+	Trim(ctx context.Context, tables []*Table, upTo Position) error
+
+	// LogSize is how many bytes the log takes on disk.
+	LogSize(ctx context.Context) (int64, error)
 
 	// Resend has the next round send whole those of the tables whose log was trimmed, or all of them: their logs then say
 	// all there is to say about them, and may be read from any position.
 	Resend(ctx context.Context, tables []*Table, all bool) error
 }
 
-// Fencer is a source's part in a switch, and what else it does to tables that are captured already.
+// Fencer keeps writers out: of the source in a switch, of the target in a revert.
 type Fencer interface {
-	// Adopt takes up relations that have become partitions of a captured table: their TRUNCATE is captured from now on, and their
-	// rows come with the next round. It fails with [ErrBusy] as Capture does.
-	Adopt(ctx context.Context, table *Table, leaves []Relation) error
-
 	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails
 	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left.
 	PrepareFence(ctx context.Context, tables []*Table) error
@@ -73,10 +86,41 @@ type Fencer interface {
 	// Fence refuses every write to the tables from now on (I5), and returns when the last transaction
 	// that had written to one of them has ended. One attempt of a few seconds; it fails with
 	// [ErrBusy], and the application writes as before, if a transaction did not end.
-	Fence(ctx context.Context, tables []*Table) error
+	Fence(ctx context.Context, tables []*Table, cfg FenceConfig) error
+
+	// Writers names the transactions that have written to the tables and have been open for longer than age: they are in the
+	// way of Fence.
+	Writers(ctx context.Context, tables []*Table, age time.Duration) ([]string, error)
 
 	// Unfence lets the application write again. It does nothing if there is no fence.
 	Unfence(ctx context.Context) error
+}
+
+// Returner is a source's part in the way back: behind its fence, it takes what is written on the target after the switch.
+type Returner interface {
+	// OpenWayBack makes the fenced source take rows as they come: triggers and rules of users are silent, foreign keys are
+	// looked at when a transaction ends, and what is written is not captured. number tells one switch from the next: a new one begins at
+	// the zero position. It fails with [ErrBusy] as Capture does; repeated, it does what is left.
+	OpenWayBack(ctx context.Context, tables []*Table, number int64) error
+
+	// WayBackPosition is the position on the target up to which changes were applied here; the zero position, if that was on
+	// another server, before a failover.
+	WayBackPosition(ctx context.Context) (Position, error)
+
+	// ApplyBack brings the tables of a round to the state of the target's snapshot and commits that together with the
+	// position. With detach, foreign keys that act on other rows (CASCADE, for example) are taken away for the
+	// transaction, at the price of checking them whole; without, it may fail with [ErrDetach].
+	ApplyBack(ctx context.Context, snapshot Snapshot, round Round, detach bool) error
+
+	// ReturnLargeObjects makes the large objects those that the target has.
+	ReturnLargeObjects(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
+
+	// SetSequences sets sequences to what they are on the target.
+	SetSequences(ctx context.Context, sequences []Sequence) error
+
+	// CloseWayBack puts triggers, rules and foreign keys back exactly as they were before OpenWayBack. It fails with
+	// [ErrBusy] as Capture does; repeated, it does what is left. What was applied stays.
+	CloseWayBack(ctx context.Context) error
 }
 
 // Database is what both ends have in common.

@@ -21,10 +21,22 @@ type Status struct {
 	ProgressSignals  ProgressSignals `json:"progress_signals"`
 
 	// LagSeconds is the age of the oldest change that the target may not have yet; null before the first round.
-	LagSeconds *float64       `json:"lag_seconds"`
-	Leader     string         `json:"leader,omitempty"`
-	Report     *SwitchReport  `json:"switch_report,omitempty"`
-	Tables     []TableSummary `json:"tables"`
+	LagSeconds *float64      `json:"lag_seconds"`
+	Leader     string        `json:"leader,omitempty"`
+	Report     *SwitchReport `json:"switch_report,omitempty"`
+	// Log is the change log on the source.
+	Log *LogStatus `json:"change_log,omitempty"`
+	// Waiting is set while something that failed is tried again.
+	Waiting *WaitingStatus `json:"waiting,omitempty"`
+	// RevertReport is what the last revert did.
+	RevertReport *SwitchReport `json:"revert_report,omitempty"`
+	// WayBack is set while the migration is switched.
+	WayBack *WayBackStatus `json:"way_back,omitempty"`
+	// Verification is what the last comparison of all rows found.
+	Verification *Verification `json:"verification,omitempty"`
+	// Hooks are the calls of the caller's hook.
+	Hooks  []HookStatus   `json:"hooks,omitempty"`
+	Tables []TableSummary `json:"tables"`
 	// Workers are the chunks that are being copied now, in this process and others.
 	Workers []WorkerStatus `json:"workers,omitempty"`
 	// Builds are the indexes and constraints that are being built now.
@@ -39,12 +51,31 @@ type Status struct {
 	Skipped []string `json:"skipped_objects,omitempty"`
 }
 
+// WaitingStatus is what keeps the migration from going on, for now.
+type WaitingStatus struct {
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason"`
+}
+
+// WayBackStatus is how what is written on the target comes back to the source.
+type WayBackStatus struct {
+	Enabled bool `json:"enabled"`
+	// LagSeconds is how old the oldest change is that the source may not have; null before the first round.
+	LagSeconds *float64 `json:"lag_seconds"`
+	Rounds     int64    `json:"rounds"`
+	Rows       int64    `json:"rows"`
+	// Error is why it waits; what is written meanwhile is in the target's log.
+	Error string `json:"error,omitempty"`
+}
+
 // ReadinessStatus tells whether the switch can be made.
 type ReadinessStatus struct {
 	Level        string   `json:"level"` // not_ready, blocked, warning, ready
 	CanForce     bool     `json:"can_force"`
 	HardBlockers []string `json:"hard_blockers"`
 	SoftBlockers []string `json:"soft_blockers"`
+	// Notes are no reasons against a switch.
+	Notes []string `json:"notes"`
 }
 
 // ProgressSignals are figures of progress.
@@ -67,9 +98,18 @@ type ByteWeighted struct {
 
 // ReplicationDelay is how far the target is behind.
 type ReplicationDelay struct {
+	// Seconds is the age of the oldest change that is not on the target: 0 if the last look, half a second ago at most, found none.
 	Seconds     *float64 `json:"seconds"`
 	Rounds      int64    `json:"rounds"`
 	RowsApplied int64    `json:"rows_applied"`
+	// RowsWaiting were found on the source and are being applied.
+	RowsWaiting int64 `json:"rows_waiting"`
+	// RowsPerSecondIn are changed on the source, over the last seconds; RowsPerSecondOut is how fast the target applied them.
+	RowsPerSecondIn  float64 `json:"rows_per_second_in"`
+	RowsPerSecondOut float64 `json:"rows_per_second_out"`
+	Trend            Trend   `json:"trend"`
+	// CatchUpSeconds is how long it takes until nothing waits; null if that cannot be said.
+	CatchUpSeconds *float64 `json:"catch_up_seconds"`
 }
 
 // ThroughputETA is the copy's speed, in bytes on disk, and what is left of it.
@@ -108,7 +148,7 @@ type TableSummary struct {
 func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	st := &Status{
 		Phase: PhaseWaiting, State: StateRunning, Message: "no migration is recorded in the target database", Tables: []TableSummary{},
-		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{}},
+		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{}, Notes: []string{}},
 		ProgressSignals:  ProgressSignals{TablePhase: map[TableState]int{}, EventChecklist: map[string]bool{}},
 	}
 	s, err := m.journal.State(ctx)
@@ -131,6 +171,16 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	if s.Error != "" {
 		st.Error = &s.Error
 	}
+	st.RevertReport, st.Verification = s.RevertReport, s.Verification
+	if st.Hooks, err = m.journal.Hooks(ctx); err != nil {
+		return nil, err
+	}
+	if s.Phase == PhaseSwitched {
+		st.WayBack = &WayBackStatus{Enabled: !m.cfg.WayBack.Disabled, Rounds: s.BackRounds, Rows: s.BackRows, Error: s.BackError}
+		if s.BackAt != nil {
+			st.WayBack.LagSeconds = &s.BackAge
+		}
+	}
 	st.addObjects(objects)
 	p := &copyProgress{tables: map[uint32]*copyRate{}}
 	if s.Phase == PhaseCopying || s.Phase == PhaseRebuildingIndexes {
@@ -143,8 +193,17 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 		st.Throttle = p.throttle
 	}
 	st.addProgress(s, tables, p)
+	if s.Phase != PhaseStarting {
+		st.addLog(s, tables)
+	}
+	if s.WaitsFor != "" && s.WaitsSince != nil {
+		st.Waiting = &WaitingStatus{Since: *s.WaitsSince, Reason: s.WaitsFor}
+	}
+	if w := m.waiting.Load(); w != nil {
+		st.Waiting = w
+	}
 	if s.Phase == PhaseReplicating {
-		st.addReadiness(ctx, m, s)
+		st.addReadiness(ctx, m, s, tables)
 	}
 	return st, nil
 }
@@ -168,6 +227,23 @@ func (st *Status) addObjects(objects []SchemaObject) {
 	}
 }
 
+// idleFor is how long it is believed that nothing waits, since nothing did: the journal is told every second.
+const idleFor = 3
+
+// addLog tells how large the change log is. What it may grow to, nobody knows; a tenth of the database, or a gigabyte beside a small one, is
+// a reason to look.
+func (st *Status) addLog(s *State, tables []TableStatus) {
+	st.Log = &LogStatus{Bytes: s.LogBytes, AgeSeconds: s.LogAge}
+	var total int64
+	for _, t := range tables {
+		total += t.BytesTotal
+	}
+	const gigabyte = 1 << 30
+	if s.LogBytes > max(gigabyte, total/10) {
+		st.Log.Warning = fmt.Sprintf("The change log on the source has grown to %.1f GB. It shrinks as soon as the target has caught up; if the source runs out of disk before, make room, or abort.", float64(s.LogBytes)/gigabyte)
+	}
+}
+
 func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgress) {
 	p := &st.ProgressSignals
 	for _, t := range tables {
@@ -187,9 +263,16 @@ func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgr
 	if p.ByteWeighted.TotalBytes > 0 {
 		p.ByteWeighted.Percent = float64(p.ByteWeighted.CopiedBytes) / float64(p.ByteWeighted.TotalBytes) * 100
 	}
-	p.ReplicationDelay.Rounds, p.ReplicationDelay.RowsApplied = s.Rounds, s.RowsApplied
+	d := &p.ReplicationDelay
+	d.Rounds, d.RowsApplied, d.RowsWaiting, d.Trend = s.Rounds, s.RowsApplied, s.Lag.Waiting, s.Lag.Trend
+	if s.Phase == PhaseReplicating {
+		d.RowsPerSecondIn, d.RowsPerSecondOut, d.CatchUpSeconds = s.Lag.In, s.Lag.Out, s.Lag.catchUp()
+	}
 	if s.SyncedAt != nil {
 		lag := s.SyncedAge
+		if s.Lag.Idle && lag < idleFor {
+			lag = 0
+		}
 		if s.Phase == PhaseSwitched || s.Phase == PhaseCleaningUp {
 			lag = 0
 		}
@@ -222,11 +305,20 @@ func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgr
 	}
 }
 
-func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State) {
+func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State, statuses []TableStatus) {
 	r := &st.CutoverReadiness
 	hard, soft, err := Readiness(ctx, m.cfg.Source, m.cfg.Target)
 	if err != nil {
 		hard = append(hard, fmt.Sprintf("The source cannot be read: %v.", err))
+	}
+	if err == nil {
+		tables := make([]*Table, len(statuses))
+		for i, t := range statuses {
+			tables[i] = t.Table
+		}
+		if r.Notes, err = readinessNotes(ctx, m.cfg.Source, s, tables, m.cfg.Cutover.DrainTime); err != nil {
+			r.Notes = append(r.Notes, fmt.Sprintf("Open transactions could not be looked for: %v.", err))
+		}
 	}
 	if s.Run == StatePaused {
 		hard = append(hard, "The migration is paused: resume it first.")

@@ -15,6 +15,7 @@ type Target interface {
 	Database
 	Switcher
 	Copier
+	Giver
 
 	// Journal is where the migration's state is kept, in the same database as its rows.
 	Journal() *Journal
@@ -39,6 +40,20 @@ type Target interface {
 
 	// Digest summarises the table's rows.
 	Digest(ctx context.Context, table *Table) (Digest, error)
+}
+
+// Giver is a target's part in the way back: it is read, and writers are kept out of it, as of the source before.
+type Giver interface {
+	ChangeLog
+	Fencer
+
+	// SchemaSinceSwitch tells what has changed in the target's schema since the switch: differ is what keeps rows from going
+	// back, ignored what was added and is not carried back.
+	SchemaSinceSwitch(ctx context.Context, tables []*Table) (differ, ignored []string, err error)
+
+	// ResendRewritten has the next round send whole those tables that were rewritten (ALTER TABLE … USING, VACUUM FULL) since the
+	// switch or since this was last called: that fires no trigger, and may change values.
+	ResendRewritten(ctx context.Context, tables []*Table) error
 }
 
 // Copier is a target's part in the copy.
@@ -105,10 +120,12 @@ type RoundChange struct {
 
 // Final is what a switch commits.
 type Final struct {
-	Tables     []*Table
-	Sequences  []Sequence
-	Objects    []SchemaObject
-	Extensions []ExtensionTable // whose rows are read from Snapshot
-	Snapshot   Snapshot         // taken behind the fence
-	Report     SwitchReport
+	Tables    []*Table
+	Sequences []Sequence
+	// SequenceMargin is by how many steps the sequences are set beyond where the source's are.
+	SequenceMargin int64
+	Objects        []SchemaObject
+	Extensions     []ExtensionTable // whose rows are read from Snapshot
+	Snapshot       Snapshot         // taken behind the fence
+	Report         SwitchReport
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // captureSQL holds the statements that install capture for one table, in the two steps in which they
@@ -203,7 +204,25 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 // Trim implements [Source]. The mark of how far the log was trimmed is kept, so that a target that
 // went back to an earlier position is noticed.
 func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error {
-	err := h.change(ctx, func(tx pgx.Tx) error {
+	return trimLogs(ctx, h.pool, h.change, tables, upTo)
+}
+
+// LogSize implements [Source].
+func (h *Heroku) LogSize(ctx context.Context) (int64, error) { return logSize(ctx, h.pool) }
+
+func logSize(ctx context.Context, q querier) (bytes int64, err error) {
+	err = q.QueryRow(ctx, `
+		SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8 FROM pg_class c
+		WHERE c.relnamespace = to_regnamespace('heroku_migrator') AND c.relkind = 'r' AND (c.relname LIKE 'changes\_%' OR c.relname = 'truncated')`).Scan(&bytes)
+	if err != nil {
+		err = fmt.Errorf("measure the change log: %w", err)
+	}
+	return bytes, err
+}
+
+func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables []*Table, upTo Position) error {
+	var due []string // logs that hold many dead entries: autovacuum would come late, and every round reads them
+	err := change(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET trimmed = $1`, upTo.String()); err != nil {
 			return err
 		}
@@ -211,15 +230,17 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.captured SET trimmed = true WHERE relid = $1 AND NOT trimmed`, t.ID); err != nil {
 				return err
 			}
-			_, err := tx.Exec(ctx, `DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot)`, upTo.Snapshot)
+			tag, err := tx.Exec(ctx, `DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot)`, upTo.Snapshot)
 			if err != nil {
 				return err
 			}
-			ids := make([]uint32, 0, len(t.Leaves)+1)
-			for _, r := range t.relations() {
-				ids = append(ids, r.ID)
+			const many = 10000
+			if tag.RowsAffected() >= many {
+				due = append(due, logName(t.ID))
 			}
-			_, err = tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid = ANY ($1::oid[]) AND pg_visible_in_snapshot(xid, $2::pg_snapshot)`, ids, upTo.Snapshot)
+			_, err = tx.Exec(ctx, `
+				DELETE FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n)
+				AND pg_visible_in_snapshot(xid, $2::pg_snapshot)`, t.relationNames(), upTo.Snapshot)
 			if err != nil {
 				return err
 			}
@@ -229,28 +250,34 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 	if err != nil {
 		return fmt.Errorf("trim the change logs: %w", err)
 	}
+	for _, log := range due {
+		if _, err := pool.Exec(ctx, `VACUUM (SKIP_LOCKED) `+log); err != nil {
+			return fmt.Errorf("vacuum a change log: %w", err)
+		}
+	}
 	return nil
 }
 
 // Touch implements [Source]. A table without a key is always sent whole.
 func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) error {
-	return h.touch(ctx, t, keys, all, `SELECT $1::oid`)
+	return touch(ctx, h.change, t, keys, all, `SELECT $1::oid`)
 }
 
 // touch is Touch with one statement more about the table in the same transaction.
-func (h *Heroku) touch(ctx context.Context, t *Table, keys io.Reader, all bool, and string) error {
-	err := h.change(ctx, func(tx pgx.Tx) error {
+func touch(ctx context.Context, change beginner, t *Table, keys io.Reader, all bool, and string) error {
+	err := change(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, and, t.ID); err != nil {
 			return err
 		}
-		if t.Keyless() {
-			_, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1)`, t.ID)
-			return err
-		}
-		if all { // whatever the target has now
-			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1)`, t.ID); err != nil {
+		if all || t.Keyless() { // whatever the other side has now
+			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1::text::regclass)`, t.Ident()); err != nil {
 				return err
 			}
+		}
+		if t.Keyless() {
+			return nil
+		}
+		if all {
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID), t.keyList(""), t.keyList(""), t.Only())); err != nil {
 				return err
 			}

@@ -3,7 +3,9 @@ package migrator
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -70,6 +72,95 @@ func Verify(ctx context.Context, src Source, dst Target, tables []*Table, cfg Ve
 		}
 	}
 	return r, nil
+}
+
+// Verification is what a comparison on line found.
+type Verification struct {
+	At      time.Time `json:"at"` // its end
+	Tables  int       `json:"tables"`
+	Rows    int64     `json:"rows"`
+	Seconds float64   `json:"seconds"`
+	// Differences are the tables whose rows are not the same on both sides, in words.
+	Differences []string `json:"differences"`
+	// Resent tells that these are sent whole by the next round.
+	Resent bool `json:"resent,omitempty"`
+}
+
+// VerifyOnline compares every row of every table, by content, while the application writes: table by table, a round brings the target to
+// a snapshot of the source, and both are summed up as they are there. Changes of other tables wait meanwhile, and the snapshot is held for
+// as long as the table takes to be read. With resend, tables that differ are sent whole by the next round. The phase must be replicating, and
+// no other rounds may be under way.
+func VerifyOnline(ctx context.Context, src Source, dst Target, resend bool, onTable func(table *Table, rows int64, differs bool)) (*Verification, error) {
+	r, err := newReplicator(ctx, src, dst, ReplicateConfig{})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.catchUp(ctx, time.Second); err != nil { // those that join, too
+		return nil, err
+	}
+	v, began := &Verification{Tables: len(r.live), Differences: []string{}}, time.Now()
+	for _, t := range slices.Clone(r.live) {
+		var d Difference
+		r.at = func(ctx context.Context, snap Snapshot) error {
+			d = Difference{Table: t}
+			g, gctx := errgroup.WithContext(ctx)
+			g.Go(func() (err error) {
+				d.Source, err = snap.Digest(gctx, t)
+				return err
+			})
+			g.Go(func() (err error) {
+				d.Target, err = dst.Digest(gctx, t)
+				return err
+			})
+			return g.Wait()
+		}
+		if _, err := r.round(ctx); err != nil {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+		v.Rows += d.Source.Rows
+		if d.Source != d.Target {
+			v.Differences = append(v.Differences, d.String())
+			if resend {
+				v.Resent = true
+				if err := src.Touch(ctx, t, strings.NewReader(""), true); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if onTable != nil {
+			onTable(t, d.Source.Rows, d.Source != d.Target)
+		}
+	}
+	v.At, v.Seconds = time.Now(), time.Since(began).Seconds()
+	return v, dst.Journal().setVerification(ctx, v)
+}
+
+func (j *Journal) setVerification(ctx context.Context, v *Verification) error {
+	text, err := jsonText(v)
+	if err != nil {
+		return err
+	}
+	return j.exec(ctx, "note what was verified", `UPDATE heroku_migrator.migration SET verification = $1`, text)
+}
+
+func (m *Migrator) verify(ctx context.Context, resend bool) (string, error) {
+	v, err := VerifyOnline(ctx, m.cfg.Source, m.cfg.Target, resend, func(t *Table, rows int64, differs bool) {
+		message := fmt.Sprintf("%s: %d rows are the same on both sides", t, rows)
+		if differs {
+			message = fmt.Sprintf("%s: rows are not the same on both sides", t)
+		}
+		m.publish(Event{Kind: EventVerify, Phase: PhaseReplicating, Table: t, Rows: rows, Message: message})
+	})
+	if err != nil {
+		return "", err
+	}
+	if len(v.Differences) == 0 {
+		return fmt.Sprintf("%d rows in %d tables are the same on both sides", v.Rows, v.Tables), nil
+	}
+	if v.Resent {
+		return fmt.Sprintf("%d of %d tables differed, and are sent whole now: %s. Verify again", len(v.Differences), v.Tables, strings.Join(v.Differences, "; ")), nil
+	}
+	return "", fmt.Errorf("%d of %d tables differ: %s. Verify with force to have them sent whole", len(v.Differences), v.Tables, strings.Join(v.Differences, "; "))
 }
 
 // closeSnapshot ends a snapshot whatever became of the context. A connection that is broken is thrown away

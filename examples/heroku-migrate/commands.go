@@ -121,7 +121,17 @@ func describe(s *migrator.Status) string {
 		fmt.Fprintf(b, "failed    %s: %s; `heroku-migrate run` tries it again\n", f.Object, f.Error)
 	}
 	if s.LagSeconds != nil {
-		fmt.Fprintf(b, "lag       %.1f s\n", *s.LagSeconds)
+		fmt.Fprintf(b, "lag       %.1f s", *s.LagSeconds)
+		if d := s.ProgressSignals.ReplicationDelay; s.Phase == migrator.PhaseReplicating {
+			fmt.Fprintf(b, ", %s; %.0f rows/s come in, %.0f rows/s can be applied", d.Trend, d.RowsPerSecondIn, d.RowsPerSecondOut)
+			if d.RowsWaiting > 0 {
+				fmt.Fprintf(b, "; %d wait", d.RowsWaiting)
+				if d.CatchUpSeconds != nil {
+					fmt.Fprintf(b, ", for %s", duration(*d.CatchUpSeconds))
+				}
+			}
+		}
+		b.WriteString("\n")
 	}
 	if d := s.ProgressSignals.ReplicationDelay; d.Rounds > 0 {
 		fmt.Fprintf(b, "changes   %d rows in %d rounds\n", d.RowsApplied, d.Rounds)
@@ -130,6 +140,10 @@ func describe(s *migrator.Status) string {
 		fmt.Fprintf(b, "switch    done at %s, %d ms without writes\n", r.At.UTC().Format(time.RFC3339), r.WithoutWrites.Milliseconds())
 	} else {
 		fmt.Fprintf(b, "switch    %s\n", strings.ReplaceAll(s.CutoverReadiness.Level, "_", " "))
+	}
+	describeState(b, s)
+	for _, note := range s.CutoverReadiness.Notes {
+		fmt.Fprintf(b, "          (%s)\n", note)
 	}
 	for _, reason := range append(s.CutoverReadiness.HardBlockers, s.CutoverReadiness.SoftBlockers...) {
 		fmt.Fprintf(b, "          - %s\n", reason)
@@ -152,6 +166,39 @@ func describe(s *migrator.Status) string {
 	}
 	_ = t.Flush() // into memory
 	return strings.TrimRight(b.String(), "\n")
+}
+
+// describeState writes what a migration has beside its progress.
+func describeState(b *strings.Builder, s *migrator.Status) {
+	if l := s.Log; l != nil && l.Bytes > 0 {
+		fmt.Fprintf(b, "log       %s on the source, %s old\n", size(l.Bytes), duration(l.AgeSeconds))
+		if l.Warning != "" {
+			fmt.Fprintf(b, "          %s\n", l.Warning)
+		}
+	}
+	if w := s.Waiting; w != nil {
+		fmt.Fprintf(b, "waiting   since %s: %s\n", w.Since.UTC().Format(time.RFC3339), w.Reason)
+	}
+	if w := s.WayBack; w != nil {
+		switch {
+		case !w.Enabled:
+			b.WriteString("way back  off: a revert would leave behind what is written on the target\n")
+		case w.Error != "":
+			fmt.Fprintf(b, "way back  waits: %s\n", w.Error)
+		case w.LagSeconds != nil:
+			fmt.Fprintf(b, "way back  the source is %.1f s behind; %d rows in %d rounds\n", *w.LagSeconds, w.Rows, w.Rounds)
+		default:
+			b.WriteString("way back  no process keeps it open; what is written on the target waits in its log\n")
+		}
+	}
+	if v := s.Verification; v != nil {
+		fmt.Fprintf(b, "verified  %d rows in %d tables at %s, %d differ\n", v.Rows, v.Tables, v.At.UTC().Format(time.RFC3339), len(v.Differences))
+	}
+	for _, h := range s.Hooks {
+		if h.State != "done" {
+			fmt.Fprintf(b, "hook      %s %s %s\n", h.Point, h.State, h.Error)
+		}
+	}
 }
 
 // command has one of the migration's commands carried out.

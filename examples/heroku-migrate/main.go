@@ -48,9 +48,17 @@ usage: heroku-migrate [flags] command [flags]
                           sessions pile up on the source, followers lag or a small query gets slow
   copy-worker             share the copy of a run that is alive elsewhere [--workers N, --max-mb N, --no-throttle]
   status [--watch]        phase, tables, bytes, rows, lag; --watch: every second, until interrupted
+  verify [--force]        in sync: compare every row while the application writes; --force sends tables that differ again
   pause, resume           stop and go on; changes are captured meanwhile
   switch [--force]        let the target take over: the source refuses writes
-  revert [--force]        let the source take over again
+  revert [--force]        let the source take over again, with every row that was written on the target since the
+                          switch; --force goes back even if such rows have to stay behind
+      for run, switch and revert (the process that carries a command out counts: run, if one is alive):
+      --writers POLICY    transactions that do not end in time for the switch: wait (default), give-up or terminate
+      --no-way-back       do not bring back what is written on the target after the switch
+      --sequence-margin N set sequences N steps beyond where they are on the source
+      --hook PROGRAM      run PROGRAM before the fence, before and after the switch, and after a revert, at most once
+                          each; $MIGRATOR_HOOK says which: before_fence, before_switch, after_switch, after_revert
   complete                after the switch: remove everything of the migration from both sides
   abort [--force]         before the switch: the same. --force is for a source whose target is gone: with a
                           new, empty database as target, it removes what the lost migration left on the source
@@ -91,6 +99,9 @@ type options struct {
 	noThrottle     bool
 	pgDump         string
 	schemaChanges  string
+	writers, hook  string
+	noWayBack      bool
+	sequenceMargin int64
 	logLevel       slog.Level
 }
 
@@ -118,6 +129,10 @@ func parse(args []string) (options, error) {
 	fs.Int64Var(&o.maxMiB, "max-mb", 0, "")
 	fs.BoolVar(&o.noThrottle, "no-throttle", false, "")
 	fs.StringVar(&o.schemaChanges, "schema-changes", string(migrator.SchemaForward), "")
+	fs.StringVar(&o.writers, "writers", string(migrator.WritersWait), "")
+	fs.StringVar(&o.hook, "hook", "", "")
+	fs.BoolVar(&o.noWayBack, "no-way-back", false, "")
+	fs.Int64Var(&o.sequenceMargin, "sequence-margin", 0, "")
 	fs.StringVar(&o.pgDump, "pg-dump", "", "")
 	fs.TextVar(&o.logLevel, "log-level", o.logLevel, "")
 	for len(args) > 0 {
@@ -163,9 +178,10 @@ func wantsJSON(args []string) bool {
 
 // flagsOf are the flags that only some commands have.
 var flagsOf = map[string][]string{
-	"run":         {"until", "workers", "chunk-mb", "max-mb", "no-throttle"},
+	"run":         {"until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook", "no-way-back", "sequence-margin"},
 	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
-	"switch": {"force"}, "revert": {"force"}, "abort": {"force"},
+	"switch": {"force", "writers", "hook", "no-way-back", "sequence-margin"}, "revert": {"force", "writers", "hook", "no-way-back"},
+	"abort": {"force"}, "verify": {"force"},
 	"preflight": nil, "pause": nil, "resume": nil, "complete": nil, "help": nil, "version": nil,
 }
 
@@ -177,7 +193,7 @@ func (o *options) check(given map[string]bool) error {
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
-	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force"} {
+	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers", "hook", "no-way-back", "sequence-margin"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}
@@ -190,6 +206,14 @@ func (o *options) check(given map[string]bool) error {
 	case migrator.UntilInSync, migrator.UntilSwitched, migrator.UntilCompleted:
 	default:
 		return usageError{fmt.Sprintf("--until takes in-sync, switched or completed, not %s", word(o.until))}
+	}
+	switch migrator.WriterPolicy(o.writers) {
+	case migrator.WritersWait, migrator.WritersGiveUp, migrator.WritersTerminate:
+	default:
+		return usageError{fmt.Sprintf("--writers takes wait, give-up or terminate, not %s", word(o.writers))}
+	}
+	if o.sequenceMargin < 0 {
+		return usageError{"--sequence-margin takes a number from 0"}
 	}
 	if o.workers < 0 || o.workers > 100 || (given["workers"] && o.workers == 0) {
 		return usageError{"--workers takes a number from 1 to 100"}
@@ -252,7 +276,14 @@ func run(o options, out *output) error {
 		Workers: o.workers, ChunkBytes: o.chunkMiB << 20, MaxBytesPerSecond: o.maxMiB << 20,
 		Throttle: migrator.ThrottleConfig{Off: o.noThrottle},
 	}
-	m, err := migrator.New(migrator.Config{Source: src, Target: dst, Logger: log, Copy: copying, SchemaChanges: migrator.SchemaPolicy(o.schemaChanges)})
+	cutover := migrator.CutoverConfig{Writers: migrator.WriterPolicy(o.writers), SequenceMargin: o.sequenceMargin}
+	if o.hook != "" {
+		cutover.Hook = migrator.CommandHook(o.hook)
+	}
+	m, err := migrator.New(migrator.Config{
+		Source: src, Target: dst, Logger: log, Copy: copying, SchemaChanges: migrator.SchemaPolicy(o.schemaChanges),
+		Cutover: cutover, WayBack: migrator.WayBackConfig{Disabled: o.noWayBack},
+	})
 	if err != nil {
 		return err
 	}

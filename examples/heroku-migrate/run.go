@@ -136,7 +136,7 @@ func (t *teller) event(e migrator.Event) {
 		} else {
 			t.out.linef("%s", e.Message)
 		}
-	case migrator.EventTable:
+	case migrator.EventTable, migrator.EventVerify:
 		t.out.linef("  %s", e.Message)
 	case migrator.EventObject:
 		if e.Took >= time.Second {

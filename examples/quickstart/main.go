@@ -240,7 +240,7 @@ func narrate(t *timeline, events <-chan migrator.Event) {
 			bytes += e.Bytes
 		case migrator.EventWarning, migrator.EventSchema, migrator.EventWaiting, migrator.EventFailure, migrator.EventThrottle:
 			t.sayf("%s: %s", e.Kind, e.Message)
-		case migrator.EventTable, migrator.EventObject, migrator.EventRound, migrator.EventCommand, migrator.EventSwitched:
+		case migrator.EventTable, migrator.EventVerify, migrator.EventObject, migrator.EventRound, migrator.EventCommand, migrator.EventSwitched:
 		}
 	}
 }

@@ -39,6 +39,7 @@ func isFile(path string) bool {
 // childServer is a server that runs as a child process.
 type childServer struct {
 	dataDir string
+	port    int
 	ended   chan struct{}
 	stdin   io.Closer // held open by this process only
 	once    sync.Once
@@ -74,13 +75,13 @@ func startBinaries(_ context.Context, c *Cluster, args []string) error {
 		_ = os.RemoveAll(dataDir)
 		return err
 	}
-	s := &childServer{dataDir: dataDir, ended: make(chan struct{}), stdin: stdin}
+	s := &childServer{dataDir: dataDir, port: port, ended: make(chan struct{}), stdin: stdin}
 	go func() {
 		_ = cmd.Wait() // killed on purpose, as a rule
 		close(s.ended)
 	}()
 	c.port, c.server = port, s
-	_, err = io.WriteString(stdin, c.password+"\n")
+	_, err = io.WriteString(stdin, c.password+"\n"+c.primary+"\n")
 	if err != nil {
 		return errors.Join(err, c.Close(context.Background()))
 	}
@@ -97,6 +98,10 @@ func (s *childServer) close(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+func (s *childServer) address(context.Context) (string, error) {
+	return fmt.Sprintf("127.0.0.1 %d", s.port), nil
 }
 
 func (s *childServer) toolsDir(context.Context) (string, error) {

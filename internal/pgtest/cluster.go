@@ -43,6 +43,8 @@ type Options struct {
 	Settings map[string]string
 	// Backend is how the server is run: docker, binaries, or, if empty, what PGTEST_BACKEND says.
 	Backend string
+
+	primary *Cluster // whose standby it is
 }
 
 // Cluster is a running Postgres server of one major version.
@@ -52,6 +54,7 @@ type Cluster struct {
 
 	port     int
 	password string
+	primary  string // its address, if this is a standby
 	log      *tailBuffer
 	server   server
 	grants   sync.Mutex // GRANT … ON PARAMETER of two sessions at once can collide
@@ -67,6 +70,8 @@ type server interface {
 	toolsDir(ctx context.Context) (string, error)
 	// write writes a file of the server's machine, which is there whole or not at all.
 	write(ctx context.Context, path string, content []byte) error
+	// address is where other servers of the same kind reach it: host and port, with a space between.
+	address(ctx context.Context) (string, error)
 }
 
 // Start starts a server of the given major version with the usual settings.
@@ -89,6 +94,13 @@ func StartWith(ctx context.Context, version int, opts Options) (*Cluster, error)
 		args = append(args, "-c", name+"="+settings[name])
 	}
 	c := &Cluster{Version: version, password: randomPassword(), log: &tailBuffer{}}
+	if opts.primary != nil {
+		c.password = opts.primary.password
+		var err error
+		if c.primary, err = opts.primary.server.address(ctx); err != nil {
+			return nil, fmt.Errorf("pgtest: %w", err)
+		}
+	}
 
 	start := startContainer
 	switch backend := cmp.Or(opts.Backend, os.Getenv("PGTEST_BACKEND")); backend {

@@ -218,7 +218,7 @@ func startContainer(ctx context.Context, c *Cluster, args []string) error {
 			_, _ = stdcopy.StdCopy(c.log, c.log, conn.Reader) // until the container ends
 			close(s.ended)
 		}()
-		_, err = io.WriteString(conn.Conn, c.password+"\n")
+		_, err = io.WriteString(conn.Conn, c.password+"\n"+c.primary+"\n")
 		return err
 	}
 
@@ -286,6 +286,11 @@ func (s *containerServer) close(ctx context.Context) error {
 		time.Sleep(25 * time.Millisecond)
 	}
 	return removeContainer(ctx, id)
+}
+
+func (s *containerServer) address(ctx context.Context) (string, error) {
+	ip, err := s.container.ContainerIP(ctx)
+	return ip + " 5432", err
 }
 
 // tools are the programs PgTools provides.
