@@ -404,7 +404,11 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		return err
 	}
 	for _, sql := range undo {
-		if _, err := tx.Exec(ctx, sql); err != nil {
+		err := savepoint(ctx, tx, func(tx executor) error {
+			_, err := tx.Exec(ctx, sql)
+			return err
+		})
+		if state := sqlState(err); err != nil && state != "42704" && state != "42P01" { // gone: dropped since the switch
 			return err
 		}
 	}
