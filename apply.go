@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,9 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 			return err
 		}
 		if _, err := p.silence(ctx, tx); err != nil {
+			return err
+		}
+		if err := p.decoder.ours(ctx, tx); err != nil {
 			return err
 		}
 		if err := truncateAll(ctx, tx, round); err != nil {
@@ -230,6 +234,13 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	if err == nil {
 		err = p.PrepareFence(ctx, tables)
 	}
+	var decode bool
+	if err == nil {
+		decode, err = p.decoder.wanted(ctx)
+	}
+	if err == nil && decode {
+		err = p.decoder.prepare(ctx)
+	}
 	for i := 0; i < len(tables) && err == nil; i++ {
 		err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 			var done bool
@@ -242,6 +253,11 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 					return err
 				}
 				return handOver(ctx, tx, written, touch)
+			}
+			if decode {
+				if done, err := p.decodeTable(ctx, tx, tables[i]); err != nil || done {
+					return err
+				}
 			}
 			c, err := targetCapture(ctx, tx, tables[i])
 			if err != nil {
@@ -261,6 +277,55 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	return nil
 }
 
+// decodeTable captures a table by decoding, if that is possible. What is applied until the switch is known for ours.
+func (p *PlanetScale) decodeTable(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
+	can, err := decodable(ctx, tx, t)
+	if err != nil || !can {
+		return false, err
+	}
+	c := p.decoder.capture(t)
+	if _, err := tx.Exec(ctx, c.prepare+c.attach); err != nil {
+		return false, err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, key, decoded) VALUES ($1, to_regclass($2), $3, true)
+		ON CONFLICT (relid) DO UPDATE SET here = excluded.here, key = excluded.key, decoded = true`, t.ID, t.Ident(), t.Key)
+	return true, err
+}
+
+// ForgetWrites implements [Target]. A switch that is under way, or may have happened, keeps all of it.
+func (p *PlanetScale) ForgetWrites(ctx context.Context) error {
+	var due bool
+	err := p.pool.QueryRow(ctx, `
+		SELECT slot <> '' OR EXISTS (SELECT 1 FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE $1)
+		FROM heroku_migrator.migration`, ourSlots).Scan(&due)
+	if err != nil || !due {
+		return err
+	}
+	var keep bool
+	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `SELECT phase IN ('switched', 'cleaning_up') OR resume IN ('switched', 'cleaning_up') OR pending <> '' FROM heroku_migrator.migration FOR UPDATE`).Scan(&keep)
+		if err != nil || keep {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			DO $do$ DECLARE log text; BEGIN
+				FOR log IN SELECT format('heroku_migrator.changes_%s', relid) FROM heroku_migrator.captured WHERE decoded LOOP
+					EXECUTE 'DROP TABLE IF EXISTS ' || log;
+				END LOOP;
+			END $do$;
+			DELETE FROM heroku_migrator.captured WHERE decoded;
+			UPDATE heroku_migrator.migration SET slot = '';`)
+		return err
+	})
+	if err == nil && !keep {
+		err = p.decoder.remove(ctx, p.journal.tx)
+	}
+	if err != nil {
+		return fmt.Errorf("forget what was written on the target: %w", err)
+	}
+	return nil
+}
+
 func targetCapture(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error) {
 	if t.Keyless() {
 		return buildCapture(t, nil, false), nil
@@ -270,8 +335,19 @@ func targetCapture(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error)
 }
 
 func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+	rows, err := tx.Query(ctx, `SELECT relid FROM heroku_migrator.captured WHERE decoded`)
+	if err != nil {
+		return err
+	}
+	decoded, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return err
+	}
 	var script strings.Builder
 	for _, t := range tables {
+		if slices.Contains(decoded, t.ID) {
+			continue
+		}
 		c, err := targetCapture(ctx, tx, t)
 		if err != nil {
 			return err
@@ -294,6 +370,11 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 		if len(names) > 0 {
 			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE `+strings.Join(names, ", ")+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return fmt.Errorf("lock out writers of the target: %w", err)
+			}
+		}
+		if p.decoder.enabled.Load() { // the log is complete now, and stays so
+			if err := p.decoder.drain(ctx); err != nil {
+				return err
 			}
 		}
 		written, err := writtenOnTarget(ctx, tx, tables)
@@ -329,7 +410,7 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 				if w.table.Keyless() {
 					return nil // it is sent whole
 				}
-				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.keyList(""), logName(w.table.ID)), out)
+				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.logColumns(), logName(w.table.ID)), out)
 				return err
 			},
 			func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
@@ -357,7 +438,7 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 	var list []writtenTable
 	for _, t := range tables {
 		w := writtenTable{table: t}
-		keys := t.keyList("")
+		keys := t.logColumns()
 		if t.Keyless() {
 			keys = "image"
 		}
@@ -424,8 +505,8 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		if silent {
 			break // it stays: who goes on writing here by mistake is found before the next switch
 		}
-		fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION heroku_migrator.capture_%[1]d_old() CASCADE;
-			DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE %[2]s;`, t.ID, logName(t.ID))
+		fmt.Fprintf(&b, `DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_old() CASCADE;
+			DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE IF EXISTS %[2]s;`, t.ID, logName(t.ID))
 	}
 	if !silent {
 		b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;`)

@@ -30,6 +30,9 @@ type foreignKey struct {
 func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, detach bool) error {
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, passFence+`; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; SET CONSTRAINTS ALL DEFERRED`)
+		if err == nil {
+			err = h.decoder.ours(ctx, tx)
+		}
 		if err != nil {
 			return err
 		}

@@ -22,10 +22,10 @@ import (
 func child() int {
 	ctx := context.Background()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	src, err := migrator.OpenHeroku(ctx, os.Getenv("CHILD_SOURCE"), migrator.HerokuConfig{PgDump: os.Getenv("CHILD_PG_DUMP")})
+	src, err := migrator.OpenHeroku(ctx, os.Getenv("CHILD_SOURCE"), migrator.HerokuConfig{PgDump: os.Getenv("CHILD_PG_DUMP"), Capture: migrator.CaptureMethod(os.Getenv("CHILD_CAPTURE"))})
 	if err == nil {
 		var dst *migrator.PlanetScale
-		if dst, err = migrator.OpenPlanetScale(ctx, os.Getenv("CHILD_TARGET"), migrator.PlanetScaleConfig{}); err == nil {
+		if dst, err = migrator.OpenPlanetScale(ctx, os.Getenv("CHILD_TARGET"), migrator.PlanetScaleConfig{Capture: migrator.CaptureMethod(os.Getenv("CHILD_CAPTURE"))}); err == nil {
 			var m *migrator.Migrator
 			cfg := migrator.Config{Source: src, Target: dst, Logger: log, Copy: migrator.CopyConfig{ChunkBytes: 128 << 10}}
 			if file := os.Getenv("CHILD_HOOK"); file != "" {
@@ -54,7 +54,7 @@ func child() int {
 func (p *pair) child(t *testing.T, until migrator.Until) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "CHILD_SOURCE="+p.source.URL, "CHILD_TARGET="+p.target.URL, "CHILD_PG_DUMP="+p.pgDump, "CHILD_UNTIL="+string(until))
+	cmd.Env = append(os.Environ(), "CHILD_SOURCE="+p.source.URL, "CHILD_TARGET="+p.target.URL, "CHILD_PG_DUMP="+p.pgDump, "CHILD_UNTIL="+string(until), "CHILD_CAPTURE="+string(p.capture))
 	return cmd
 }
 

@@ -182,6 +182,18 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 		return nil, err
 	}
 	cfg.DrainTimeout += 2 * large.Comparing
+	report, err := prepareAndSwitch(ctx, src, dst, r, cfg)
+	if report == nil { // before it would have been settled
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
+		defer cancel()
+		if forgetErr := dst.ForgetWrites(undo); forgetErr != nil && !errors.Is(forgetErr, ErrLostLead) {
+			err = errors.Join(err, forgetErr)
+		}
+	}
+	return report, err
+}
+
+func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig) (*SwitchReport, error) {
 	if err := dst.PrepareSwitch(ctx, r.live, src.Touch); err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func (p *PlanetScale) Trim(ctx context.Context, tables []*Table, upTo Position) 
 }
 
 // LogSize implements [Target].
-func (p *PlanetScale) LogSize(ctx context.Context) (int64, error) { return logSize(ctx, p.pool) }
+func (p *PlanetScale) LogSize(ctx context.Context) (int64, error) { return p.decoder.logSize(ctx) }
 
 func (p *PlanetScale) gate() gate { return gate{pool: p.pool, change: p.journal.tx, side: "target"} }
 

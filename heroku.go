@@ -22,6 +22,8 @@ type HerokuConfig struct {
 	// URL delivers the URL anew, for each connection that is made: for credentials that are rotated, and servers that move. It has to return soon.
 	// Default: the URL that was given.
 	URL func(ctx context.Context) (string, error)
+	// Capture is how changes are captured. Default: by triggers, as Heroku allows nothing else. [CaptureDecoding] is for other sources.
+	Capture CaptureMethod
 	// PgDump and PgRestore are the programs' paths. Default: the newest found, see [OpenHeroku].
 	PgDump, PgRestore string
 }
@@ -33,9 +35,11 @@ type Heroku struct {
 	pool  *pgxpool.Pool
 	tools dumpTools
 
-	ops   operatorCache
-	mu    sync.Mutex
-	claim Claim
+	ops       operatorCache
+	decoder   *decoder
+	preparing sync.Mutex
+	mu        sync.Mutex
+	claim     Claim
 }
 
 var _ Source = (*Heroku)(nil)
@@ -46,6 +50,9 @@ var _ Source = (*Heroku)(nil)
 func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, error) {
 	url, err := pgurl.Parse(rawURL)
 	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	if err := cfg.Capture.check(); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	if cfg.MaxConns <= 0 {
@@ -61,11 +68,16 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	return &Heroku{url: at, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}, nil
+	h := &Heroku{url: at, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}
+	h.decoder = &decoder{method: cfg.Capture, side: "source", at: at, pool: pool, change: h.change}
+	return h, nil
 }
 
 // Close closes the connections.
-func (h *Heroku) Close() { h.pool.Close() }
+func (h *Heroku) Close() {
+	h.decoder.close()
+	h.pool.Close()
+}
 
 // Identify implements [Database].
 func (h *Heroku) Identify(ctx context.Context) (Identity, error) {
@@ -118,12 +130,13 @@ CREATE TABLE heroku_migrator.migration (
 	id       uuid NOT NULL,
 	epoch    bigint NOT NULL DEFAULT 0,
 	trimmed  text,
+	slot     text NOT NULL DEFAULT '', -- from which changes are decoded
 	fenced   boolean NOT NULL DEFAULT false,
 	way_back text NOT NULL DEFAULT '', way_back_of bigint NOT NULL DEFAULT 0, way_back_on text NOT NULL DEFAULT '' -- position on the target; of which switch; applied on which server
 );
 CREATE TABLE heroku_migrator.silenced (relid oid NOT NULL, kind text NOT NULL, name text NOT NULL, state text NOT NULL, PRIMARY KEY (relid, kind, name));
 CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL, key text[] NOT NULL,
-	trimmed boolean NOT NULL DEFAULT false);
+	trimmed boolean NOT NULL DEFAULT false, here oid NOT NULL, decoded boolean NOT NULL DEFAULT false);
 CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
 CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN

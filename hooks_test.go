@@ -165,7 +165,7 @@ func TestKilledInSwitchesAndReverts(t *testing.T) {
 		w := &tripwire{at: at, after: after, prey: make(chan *os.Process, 1)}
 		cmd := p.child(t, "")
 		cmd.Env = append(cmd.Env, "CHILD_SOURCE="+w.proxy(t, p.source.URL), "CHILD_TARGET="+w.proxy(t, p.target.URL),
-			"CHILD_DO="+string(command[phase(t, p.migrator(t))]), "CHILD_HOOK="+calls)
+			"CHILD_DO="+string(command[phase(t, p.migrator(t))]), "CHILD_HOOK="+calls, "CHILD_CAPTURE="+string(p.capture))
 		var output strings.Builder
 		cmd.Stderr = &output
 		require.NoError(t, cmd.Start())

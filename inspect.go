@@ -94,7 +94,7 @@ var sourceChecks = []check{
 		"After a crash of the source, abort and start again.",
 	},
 	{
-		"publications", SeverityWarning, `SELECT pubname::text FROM pg_publication ORDER BY 1`,
+		"publications", SeverityWarning, `SELECT pubname::text FROM pg_publication WHERE pubname <> 'heroku_migrator' ORDER BY 1`,
 		"Publications are not carried over: %s.", "Create them on the target after the switch.",
 	},
 	{
@@ -144,7 +144,9 @@ var sourceChecks = []check{
 	{
 		"leftovers", SeverityBlocker,
 		`SELECT 'schema heroku_migrator' WHERE to_regnamespace('heroku_migrator') IS NOT NULL
-		 UNION ALL SELECT format('trigger %I on %s', tgname, tgrelid::regclass) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator\_%' AND tgparentid = 0`,
+		 UNION ALL SELECT format('trigger %I on %s', tgname, tgrelid::regclass) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator\_%' AND tgparentid = 0
+		 UNION ALL SELECT 'publication heroku_migrator' FROM pg_publication WHERE pubname = 'heroku_migrator'
+		 UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'heroku\_migrator\_%'`,
 		"Another migration is under way, or has left something on the source: %s.",
 		"Finish or abort it first; if its target is gone, `heroku-migrate abort --force` removes what it left.",
 	},

@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
 	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb,
 	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT '', -- fingerprints: followed; shown to a person
-	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text, revert_report jsonb); -- how often it was switched; how far the log of the way back was trimmed
+	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text, slot text NOT NULL DEFAULT '', revert_report jsonb); -- how often it was switched; how far the log of the way back was trimmed
 -- Apart from the migration's row, since it is written all the time.
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -71,7 +71,8 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.hooks (
 	at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (number, point));
 -- As on the source, for the way back.
 CREATE TABLE IF NOT EXISTS heroku_migrator.captured (
-	relid oid PRIMARY KEY, trimmed boolean NOT NULL DEFAULT false, name text, columns text[], files text);
+	relid oid PRIMARY KEY, trimmed boolean NOT NULL DEFAULT false, name text, columns text[], files text,
+	here oid, key text[], decoded boolean NOT NULL DEFAULT false);
 CREATE TABLE IF NOT EXISTS heroku_migrator.events (
 	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	kind text NOT NULL, phase text NOT NULL, message text NOT NULL);`

@@ -94,7 +94,8 @@ func (j *Journal) Synced(ctx context.Context, age time.Duration, lag Lag) error 
 		age.Seconds(), lag.Waiting, lag.In, lag.Out, string(lag.Trend), lag.Idle)
 }
 
-// LogStatus is the size of the change log on the source, as the process that leads saw it last.
+// LogStatus is the size of the change log on the source, after the switch on the target, with what a replication slot retains, as the process
+// that leads saw it last.
 type LogStatus struct {
 	Bytes int64 `json:"bytes"`
 	// AgeSeconds is how old its oldest entry can be.

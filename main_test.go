@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,24 +27,40 @@ func TestMain(m *testing.M) {
 type pair struct {
 	source, target *pgtest.Database
 	pgDump         string
+	capture        migrator.CaptureMethod // by decoding in the subtests of TestDecoding
 }
 
 func newPair(t *testing.T, opts ...pgtest.DatabaseOption) *pair {
 	t.Helper()
-	source := pgtest.Shared(t, pgtest.SourceVersion())
-	target := pgtest.Shared(t, pgtest.TargetVersion())
+	p := &pair{}
+	var purpose string
+	if strings.HasPrefix(t.Name(), "TestDecoding/") {
+		p.capture, purpose = migrator.CaptureDecoding, "decoding"
+	}
+	source := pgtest.SharedFor(t, pgtest.SourceVersion(), purpose)
+	target := pgtest.SharedFor(t, pgtest.TargetVersion(), purpose)
 	tools, err := source.PgTools(t.Context())
 	require.NoError(t, err)
-	return &pair{source: source.NewSource(t), target: target.NewTarget(t, opts...), pgDump: filepath.Join(tools, "pg_dump")}
+	p.source, p.target, p.pgDump = p.newSource(t, source), target.NewTarget(t, opts...), filepath.Join(tools, "pg_dump")
+	return p
+}
+
+// newSource makes a source on a server, whose role may do what the method of capture needs.
+func (p *pair) newSource(t *testing.T, server *pgtest.Cluster) *pgtest.Database {
+	t.Helper()
+	if p.capture == migrator.CaptureDecoding {
+		return server.NewSource(t, pgtest.WithReplication())
+	}
+	return server.NewSource(t)
 }
 
 // open returns both ends, as a process of its own would open them.
 func (p *pair) open(t *testing.T) (*migrator.Heroku, *migrator.PlanetScale) {
 	t.Helper()
-	src, err := migrator.OpenHeroku(t.Context(), p.source.URL, migrator.HerokuConfig{PgDump: p.pgDump})
+	src, err := migrator.OpenHeroku(t.Context(), p.source.URL, migrator.HerokuConfig{PgDump: p.pgDump, Capture: p.capture})
 	require.NoError(t, err)
 	t.Cleanup(src.Close)
-	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{})
+	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{Capture: p.capture})
 	require.NoError(t, err)
 	t.Cleanup(dst.Close)
 	return src, dst
@@ -102,14 +119,17 @@ func (p *pair) requireNoTrace(t *testing.T) {
 	t.Helper()
 	for _, db := range []*pgtest.Database{p.source, p.target} {
 		c := db.ConnectAdmin(t)
-		var triggers, schemas, functions int
+		var triggers, schemas, functions, slots int
 		require.NoError(t, c.QueryRow(t.Context(), `
 			SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator%'),
 			       (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'heroku\_migrator%'),
-			       (SELECT count(*) FROM pg_proc WHERE proname LIKE 'heroku\_migrator%')`).Scan(&triggers, &schemas, &functions))
+			       (SELECT count(*) FROM pg_proc WHERE proname LIKE 'heroku\_migrator%'),
+			       (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) + (SELECT count(*) FROM pg_publication WHERE pubname LIKE 'heroku\_migrator%')`).
+			Scan(&triggers, &schemas, &functions, &slots))
 		require.Zero(t, triggers, "triggers left")
 		require.Zero(t, schemas, "schemas left")
 		require.Zero(t, functions, "functions left")
+		require.Zero(t, slots, "slots or publications left")
 	}
 }
 

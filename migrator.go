@@ -385,8 +385,7 @@ func reached(s *State, until Until) bool {
 func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 	if s.Run == StatePaused && s.Phase != PhaseSwitched && s.Phase != PhaseCleaningUp {
 		m.log.WarnContext(ctx, "the migration is paused; resume it to go on", "phase", string(s.Phase))
-		<-ctx.Done()
-		return ctx.Err()
+		return m.idle(ctx, m.cfg.Source)
 	}
 	src, dst := m.cfg.Source, m.cfg.Target
 	advance := func(to Phase, message string) error {
@@ -426,8 +425,7 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		return advance(PhaseReadyToCopy, "every change on the source is captured")
 	case PhaseReadyToCopy:
 		if m.cfg.HoldBeforeCopy {
-			<-ctx.Done() // until a command says so
-			return ctx.Err()
+			return m.idle(ctx, m.cfg.Source) // until a command says so
 		}
 		return advance(PhaseCopying, "copying")
 	case PhaseCopying:
@@ -468,6 +466,22 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 	case PhaseWaiting, PhaseCompleted, PhaseAborted, PhaseError:
 	}
 	return fmt.Errorf("there is nothing to do in phase %s", s.Phase)
+}
+
+// idle waits until the context is done, and watches how the log grows meanwhile. A slot goes on by that, so that it retains little.
+func (m *Migrator) idle(ctx context.Context, log ChangeLog) error {
+	for {
+		bytes, err := log.LogSize(ctx)
+		if err == nil {
+			err = m.journal.setLog(ctx, bytes, -1)
+		}
+		if err != nil && ctx.Err() == nil {
+			m.log.DebugContext(ctx, "the change log could not be measured", "error", err)
+		}
+		if err := sleep(ctx, logEvery); err != nil {
+			return err
+		}
+	}
 }
 
 // copy copies, and builds indexes of what is copied already.

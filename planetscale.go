@@ -23,6 +23,8 @@ type PlanetScaleConfig struct {
 	MaxConns int
 	// URL is as in [HerokuConfig].
 	URL func(ctx context.Context) (string, error)
+	// Capture is how changes are captured after the switch, for the way back. Default: see [CaptureAuto].
+	Capture CaptureMethod
 	// BufferBytes is how much is read ahead of what the target has taken, for each chunk that is being copied.
 	// Default: 1 MiB.
 	BufferBytes int
@@ -35,9 +37,10 @@ type PlanetScale struct {
 	journal *Journal
 	buffer  int
 
-	ops    operatorCache
-	mu     sync.Mutex
-	silent *bool
+	ops     operatorCache
+	decoder *decoder
+	mu      sync.Mutex
+	silent  *bool
 }
 
 var _ Target = (*PlanetScale)(nil)
@@ -47,6 +50,9 @@ var _ Target = (*PlanetScale)(nil)
 func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) (*PlanetScale, error) {
 	url, err := pgurl.Parse(rawURL)
 	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	if err := cfg.Capture.check(); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	if cfg.MaxConns <= 0 {
@@ -67,11 +73,16 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	return &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}, nil
+	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}
+	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx}
+	return p, nil
 }
 
 // Close closes the connections.
-func (p *PlanetScale) Close() { p.pool.Close() }
+func (p *PlanetScale) Close() {
+	p.decoder.close()
+	p.pool.Close()
+}
 
 // Journal implements [Target].
 func (p *PlanetScale) Journal() *Journal { return p.journal }

@@ -14,7 +14,7 @@ import (
 // rebase makes a migration go on whose positions mean nothing any more: on a source that failed over to another server
 // (ErrFailedOver), or with a target that went back to before what was trimmed (ErrTrimmed). The tables concerned
 // are sent whole by the next round. Interrupted and repeated, it does what is left.
-func rebase(ctx context.Context, src Source, dst Target, s *State) error {
+func rebase(ctx context.Context, src Source, dst Target, s *State, all bool) error {
 	journal := dst.Journal()
 	snap, err := src.Snapshot(ctx)
 	if err != nil {
@@ -44,7 +44,7 @@ func rebase(ctx context.Context, src Source, dst Target, s *State) error {
 		}
 		captured = append(captured, t.Table)
 	}
-	if err := src.Resend(ctx, captured, failedOver); err != nil {
+	if err := src.Resend(ctx, captured, all || failedOver); err != nil {
 		return err
 	}
 	if failedOver {
@@ -70,12 +70,12 @@ func (j *Journal) rebase(ctx context.Context, captured Position) error {
 
 // Resend implements [Source].
 func (h *Heroku) Resend(ctx context.Context, tables []*Table, all bool) error {
-	return resend(ctx, h.pool, h.change, tables, all)
+	return h.decoder.renew(ctx, func() error { return resend(ctx, h.pool, h.change, tables, all) })
 }
 
 // Resend implements [Target].
 func (p *PlanetScale) Resend(ctx context.Context, tables []*Table, all bool) error {
-	return resend(ctx, p.pool, p.journal.tx, tables, all)
+	return p.decoder.renew(ctx, func() error { return resend(ctx, p.pool, p.journal.tx, tables, all) })
 }
 
 func resend(ctx context.Context, q querier, change beginner, tables []*Table, all bool) error {
@@ -99,11 +99,16 @@ func resend(ctx context.Context, q querier, change beginner, tables []*Table, al
 }
 
 // wentBack tells whether an error says that a server went back in time.
-func wentBack(err error) bool { return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) }
+func wentBack(err error) bool {
+	return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSlotLost)
+}
 
 // rebase says loudly what happened, and makes the migration go on.
 func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
 	message := "the source failed over to another server: every table is sent whole, so that what was lost there is gone from the target too"
+	if errors.Is(cause, ErrSlotLost) {
+		message = "the replication slot on the source is gone, and changes with it: every table is sent whole"
+	}
 	if errors.Is(cause, ErrTrimmed) {
 		message = "the target went back to an earlier state than it had acknowledged: the tables concerned are sent whole"
 	}
@@ -112,5 +117,5 @@ func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
 	if err := m.journal.Record(ctx, Event{Kind: EventWarning, Message: message}); err != nil {
 		return err
 	}
-	return rebase(ctx, m.cfg.Source, m.cfg.Target, s)
+	return rebase(ctx, m.cfg.Source, m.cfg.Target, s, errors.Is(cause, ErrSlotLost))
 }

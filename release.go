@@ -21,6 +21,9 @@ func (h *Heroku) Release(ctx context.Context) error {
 	if err := h.CloseWayBack(ctx); err != nil {
 		return err
 	}
+	if err := h.decoder.remove(ctx, h.change); err != nil {
+		return err
+	}
 	if err := releaseTables(ctx, h.pool, h.change); err != nil {
 		return err
 	}
@@ -34,6 +37,9 @@ func (h *Heroku) ReleaseUnclaimed(ctx context.Context) error {
 	if err := closeWayBack(ctx, h.pool, func(ctx context.Context, what string, list []silenced, statement func(silenced) string) error {
 		return alterRelations(ctx, begin, what, list, statement)
 	}); err != nil {
+		return err
+	}
+	if err := h.decoder.remove(ctx, begin); err != nil {
 		return err
 	}
 	if err := releaseTables(ctx, h.pool, begin); err != nil {
@@ -111,5 +117,8 @@ func dropSchema(ctx context.Context, begin beginner) error {
 
 // Release implements [Target]: what was written since the switch is not captured any more.
 func (p *PlanetScale) Release(ctx context.Context) error {
+	if err := p.decoder.remove(ctx, p.journal.tx); err != nil {
+		return err
+	}
 	return releaseTables(ctx, p.pool, p.journal.tx)
 }

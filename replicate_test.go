@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -412,6 +413,9 @@ func TestTableRewrittenWithinARound(t *testing.T) {
 	writer := w.source.Connect(t)
 	execute(t, writer, `SET statement_timeout = '10s'`)
 	for _, s := range []string{`VACUUM FULL items`, `TRUNCATE items`, `ALTER TABLE items SET UNLOGGED`, `ALTER TABLE part_b SET UNLOGGED`, `TRUNCATE part_a`} {
+		if w.capture == migrator.CaptureDecoding && strings.HasSuffix(s, "UNLOGGED") {
+			continue // Postgres refuses that for a table that is published
+		}
 		execute(t, writer, `INSERT INTO items (u) SELECT i FROM generate_series(1, 9) i ON CONFLICT DO NOTHING`, `UPDATE items SET v = 'changed' WHERE u < 5`,
 			`INSERT INTO part SELECT i FROM generate_series(1, 9) i ON CONFLICT DO NOTHING`, `UPDATE part SET v = 'changed' WHERE id > 3`)
 		snap := w.snapshot(t)

@@ -202,7 +202,7 @@ func recoverSoon(ctx context.Context, src Source, dst Target) error {
 // takes writes, and has everything that was there before the way back was opened; in phase switched the target
 // takes them. The process that has just taken the lead calls it first.
 func Recover(ctx context.Context, src Source, dst Target) error {
-	return dst.Journal().settle(ctx, func(phase Phase) error {
+	err := dst.Journal().settle(ctx, func(phase Phase) error {
 		if phase == PhaseSwitched {
 			return dst.Unfence(ctx)
 		}
@@ -211,4 +211,8 @@ func Recover(ctx context.Context, src Source, dst Target) error {
 		}
 		return src.Unfence(ctx)
 	})
+	if err != nil {
+		return err
+	}
+	return dst.ForgetWrites(ctx)
 }

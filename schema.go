@@ -90,7 +90,7 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 	}
 	var objects []SchemaObject
 	for _, e := range entries {
-		if strings.Contains(e.SQL, `TRIGGER "heroku_migrator_`) {
+		if strings.Contains(e.SQL, `TRIGGER "heroku_migrator_`) || (strings.HasPrefix(e.Type, "PUBLICATION") && strings.HasPrefix(e.Name, decodeName)) {
 			continue // ours
 		}
 		o := SchemaObject{ID: len(objects) + 1, Type: e.Type, Schema: e.Schema, Name: e.Name, SQL: e.SQL, State: ObjectPending}

@@ -11,17 +11,20 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// herokuSnapshot is a REPEATABLE READ, READ ONLY transaction on the source; on the way back, on the target.
+// herokuSnapshot is a REPEATABLE READ transaction on the source; on the way back, on the target. It is READ ONLY, but where
+// changes are decoded (see snapshotlate.go).
 type herokuSnapshot struct {
 	conn    *pgxpool.Conn
 	pos     Position
 	trimmed Position
 	ops     *operatorCache
+	decoder *decoder
+	late    *lateKeys // nil: no changes are decoded
 }
 
 // Snapshot implements [Source].
 func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
-	s, err := beginSnapshot(ctx, h.pool, &h.ops)
+	s, err := beginSnapshot(ctx, h.pool, &h.ops, h.decoder)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
 	}
@@ -30,24 +33,35 @@ func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
 
 // Snapshot implements [Target]: the change log and the journal's entries are of the same form as on the source.
 func (p *PlanetScale) Snapshot(ctx context.Context) (Snapshot, error) {
-	s, err := beginSnapshot(ctx, p.pool, &p.ops)
+	s, err := beginSnapshot(ctx, p.pool, &p.ops, p.decoder)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the target: %w", err)
 	}
 	return s, nil
 }
 
-func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache) (*herokuSnapshot, error) {
+func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache, d *decoder) (*herokuSnapshot, error) {
+	if d.enabled.Load() { // so that little is entered late; who needs the logs does it again, and sees what fails
+		_ = d.drain(ctx)
+	}
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &herokuSnapshot{conn: conn, ops: ops}
-	err = s.begin(ctx, `SELECT coalesce(trimmed, '') FROM heroku_migrator.migration`)
-	if code := sqlState(err); code == "42P01" || code == "3F000" { // nothing was captured here yet
+	s := &herokuSnapshot{conn: conn, ops: ops, decoder: d}
+	again := func(sql string) {
 		if _, err = conn.Exec(ctx, "ROLLBACK"); err == nil {
-			err = s.begin(ctx, `SELECT ''`)
+			err = s.begin(ctx, sql)
 		}
+	}
+	const ours = `SELECT coalesce(trimmed, ''), slot FROM heroku_migrator.migration`
+	known := d.enabled.Load()
+	err = s.begin(ctx, ours)
+	if err == nil && !known && d.enabled.Load() { // another process has begun to decode
+		again(ours)
+	}
+	if code := sqlState(err); code == "42P01" || code == "3F000" { // nothing was captured here yet
+		again(`SELECT '', ''`)
 	}
 	if err != nil {
 		_ = s.Close(context.WithoutCancel(ctx))
@@ -58,18 +72,25 @@ func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache) 
 
 // begin opens the transaction and reads what is read with every snapshot, in one round trip. The timeline is among
 // it, since the server behind the address may have changed.
-func (s *herokuSnapshot) begin(ctx context.Context, trimmed string) error {
+func (s *herokuSnapshot) begin(ctx context.Context, ours string) error {
 	var batch pgx.Batch
-	batch.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+	s.late = nil
+	if s.decoder.enabled.Load() {
+		s.late = &lateKeys{}
+		batch.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ")
+	} else {
+		batch.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+	}
 	batch.Queue(`
 		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
 		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline) })
-	batch.Queue(trimmed).QueryRow(func(row pgx.Row) error {
-		var text string
-		if err := row.Scan(&text); err != nil {
+	batch.Queue(ours).QueryRow(func(row pgx.Row) error {
+		var text, slot string
+		if err := row.Scan(&text, &slot); err != nil {
 			return err
 		}
+		s.decoder.enabled.Store(slot != "")
 		var err error
 		s.trimmed, err = ParsePosition(text)
 		return err
@@ -92,7 +113,11 @@ func (s *herokuSnapshot) Close(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a connection that hangs is closed
 	defer cancel()
-	_, err := conn.Exec(ctx, "ROLLBACK")
+	end := "ROLLBACK"
+	if s.late != nil { // the temporary tables stay for the session's next snapshot
+		end = "COMMIT"
+	}
+	_, err := conn.Exec(ctx, end)
 	return err
 }
 
@@ -110,6 +135,9 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		}
 		return n, nil
 	}
+	if err := s.catchUp(ctx, []*Table{t}); err != nil {
+		return fail(err)
+	}
 	ops, err := s.ops.get(ctx, s.conn, t)
 	if err != nil {
 		return fail(err)
@@ -118,9 +146,9 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	// a snapshot from before a rewrite can see an empty table in a new file.
 	results, err := s.conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY %s IN ACCESS SHARE MODE;
 		SELECT pg_relation_filenode(oid) = %[2]d AND relfilenode = %[2]d FROM pg_class WHERE oid = %[3]d;
-		SELECT EXISTS (SELECT 1 FROM %[4]s), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = %[5]d), false);
+		SELECT EXISTS (SELECT 1 FROM %[4]s AS l), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = %[5]d), false);
 		SET LOCAL enable_nestloop = off`, // the log has no statistics: never look it up row by row
-		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, logName(t.ID), t.ID)).ReadAll()
+		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, s.log(t), t.ID)).ReadAll()
 	if err != nil {
 		return fail(err)
 	}
@@ -136,7 +164,7 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	}
 	where := []string{"true"}
 	if isTrue(2, 0) { // else nothing is in the log of this snapshot, and there is nothing to leave out
-		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, logName(t.ID), matchKey(t, ops, "l.", "t.")))
+		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, s.log(t), matchKey(t, ops, "l.", "t.")))
 	}
 	if c.From > 0 {
 		where = append(where, fmt.Sprintf(`t.ctid >= '(%d,0)'::tid`, c.From))
@@ -181,6 +209,9 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			return nil, ErrTrimmed
 		}
 	}
+	if err := s.catchUp(ctx, tables); err != nil {
+		return nil, err
+	}
 	nonEmpty, err := s.nonEmptyLogs(ctx, tables)
 	if err != nil {
 		return nil, fmt.Errorf("look at the change logs: %w", err)
@@ -190,7 +221,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 		if !nonEmpty[t.ID] {
 			continue
 		}
-		counts = append(counts, fmt.Sprintf(`SELECT %d, (SELECT count(*) FROM %s AS l WHERE %s)`, i, logName(t.ID), unseen(since, "l.heroku_migrator_xid")))
+		counts = append(counts, fmt.Sprintf(`SELECT %d, (SELECT count(*) FROM %s AS l WHERE %s)`, i, s.log(t), unseen(since, "l.heroku_migrator_xid")))
 	}
 	changes := make([]Change, len(tables))
 	if len(counts) > 0 {
@@ -222,9 +253,13 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 
 // truncations adds which relations were emptied. They are told by name, since they have other OIDs on the other side.
 func (s *herokuSnapshot) truncations(ctx context.Context, tables []*Table, since Position, changes []Change) error {
-	rows, err := s.conn.Query(ctx, `
+	from, seen := querier(s.conn), ""
+	if s.late != nil { // what is decoded is entered after the snapshot
+		from, seen = s.decoder.pool, " AND "+s.sees("t.xid")
+	}
+	rows, err := from.Query(ctx, `
 		SELECT DISTINCT n.nspname, c.relname FROM heroku_migrator.truncated t
-		JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE `+unseen(since, "t.xid"))
+		JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE `+unseen(since, "t.xid")+seen)
 	if err != nil {
 		return err
 	}
@@ -306,13 +341,13 @@ func unseen(since Position, xid string) string {
 }
 
 // changedKeys is the query for the keys that changed since the position.
-func changedKeys(t *Table, since Position) string {
-	return fmt.Sprintf(`SELECT DISTINCT %s FROM %s WHERE %s`, t.keyList(""), logName(t.ID), unseen(since, "heroku_migrator_xid"))
+func (s *herokuSnapshot) changedKeys(t *Table, since Position) string {
+	return fmt.Sprintf(`SELECT DISTINCT %s FROM %s AS l WHERE %s`, t.keyList(""), s.log(t), unseen(since, "heroku_migrator_xid"))
 }
 
 // CopyKeys implements [Snapshot].
 func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
-	query := changedKeys
+	query := s.changedKeys
 	if t.Keyless() {
 		query = images
 	}
@@ -335,7 +370,7 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 	}
 	n, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`
 		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT (FORMAT %s)`,
-		t.copied("r."), changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
+		t.copied("r."), s.changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
 	if err != nil {
 		s.ops.forget()
 		return n, fmt.Errorf("read changed rows of %s: %w", t, err)

@@ -240,7 +240,12 @@ func (st *Status) addLog(s *State, tables []TableStatus) {
 	}
 	const gigabyte = 1 << 30
 	if s.LogBytes > max(gigabyte, total/10) {
-		st.Log.Warning = fmt.Sprintf("The change log on the source has grown to %.1f GB. It shrinks as soon as the target has caught up; if the source runs out of disk before, make room, or abort.", float64(s.LogBytes)/gigabyte)
+		here, there, otherwise := "source", "target", "abort"
+		if s.Phase == PhaseSwitched {
+			here, there, otherwise = "target", "source", "complete the migration"
+		}
+		st.Log.Warning = fmt.Sprintf("The change log on the %s has grown to %.1f GB. It shrinks as soon as the %s has caught up; if the %[1]s runs out of disk before, make room, or %[4]s.",
+			here, float64(s.LogBytes)/gigabyte, there, otherwise)
 	}
 }
 

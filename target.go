@@ -84,6 +84,10 @@ type Switcher interface {
 	// are handed to touch.
 	PrepareSwitch(ctx context.Context, tables []*Table, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
 
+	// ForgetWrites takes back what of PrepareSwitch costs the target something while no switch is under way: a replication slot. It does
+	// nothing where there is none.
+	ForgetWrites(ctx context.Context) error
+
 	// Switch makes the target complete: sequences, what could not be created before, rows of users in tables of
 	// extensions, capture of what is written from now on, and the phase switched. One transaction, after PrepareSwitch.
 	Switch(ctx context.Context, final Final) error

@@ -27,6 +27,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	}
 	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
 	var c captureSQL
+	into := fmt.Sprintf("%s (%s)", log, t.logColumns())
 	keys, rows := t.keyList(""), "heroku_migrator_rows"
 	oldKeys := `VALUES (` + t.keyList("OLD.") + `)`
 	if places, ok := t.keyFirst(); ok && t.Kind == KindOrdinary { // a partition may have its columns in another order
@@ -39,26 +40,24 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		keys, rows = strings.Join(picked, ", "), "heroku_migrator_rows AS r("+strings.Join(aliases, ", ")+")"
 		oldKeys = fmt.Sprintf("SELECT %s FROM (SELECT OLD.*) AS r(%s)", keys, strings.Join(aliases, ", "))
 	}
-	c.prepare = fmt.Sprintf(`
-		CREATE TABLE %[1]s AS SELECT %[2]s FROM %[3]s WITH NO DATA;
-		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();
-		CREATE FUNCTION %[4]s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+	c.prepare = t.createLog() + fmt.Sprintf(`
+		CREATE FUNCTION %s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 		BEGIN
-			INSERT INTO %[1]s (%[2]s) %[5]s;
+			INSERT INTO %s %s;
 			RETURN NULL;
-		END $capture$;`, log, t.keyList(""), t.Only(), fn, oldKeys)
+		END $capture$;`, fn, into, oldKeys)
 
 	var b strings.Builder
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
 	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
 	if t.Kind == KindOrdinary {
 		c.prepare += fmt.Sprintf(`
-			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			#variable_conflict use_column
 			BEGIN
-				INSERT INTO %[1]s (%[2]s) SELECT %[4]s FROM %[5]s;
+				INSERT INTO %s SELECT %s FROM %s;
 				RETURN NULL;
-			END $capture$;`, log, t.keyList(""), fn, keys, rows)
+			END $capture$;`, fn, into, keys, rows)
 		for _, e := range []struct{ name, event, rows string }{
 			{"insert", "INSERT", "NEW"}, {"update", "UPDATE", "NEW"}, {"delete", "DELETE", "OLD"},
 		} {
@@ -69,11 +68,11 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		// Row-level: Postgres clones these to every partition, present and future, and a statement on
 		// an inheritance parent fires those of the children whose rows it changes.
 		c.prepare += fmt.Sprintf(`
-			CREATE FUNCTION %[3]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			BEGIN
-				INSERT INTO %[1]s (%[2]s) VALUES (%[4]s);
+				INSERT INTO %s VALUES (%s);
 				RETURN NULL;
-			END $capture$;`, log, t.keyList(""), fn, t.keyList("NEW."))
+			END $capture$;`, fn, into, t.keyList("NEW."))
 		trigger(t.Relation, "row_write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
 		trigger(t.Relation, "row_delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
@@ -117,6 +116,33 @@ func (t *Table) keyFirst() (places []int, ok bool) {
 
 func logName(id uint32) string { return fmt.Sprintf("%s.changes_%d", SchemaName, id) }
 
+// createLog writes the statements that make the log of a table with a key. Its columns are numbered, so that a key column may be
+// renamed.
+func (t *Table) createLog() string {
+	return fmt.Sprintf(`
+		CREATE TABLE %[1]s (%[2]s) AS SELECT %[3]s FROM %[4]s WITH NO DATA;
+		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();`,
+		logName(t.ID), t.logColumns(), t.keyList(""), t.Only())
+}
+
+// logColumns are the log's columns for the key.
+func (t *Table) logColumns() string {
+	b := make([]string, len(t.Key))
+	for i := range t.Key {
+		b[i] = fmt.Sprintf("key_%d", i+1)
+	}
+	return strings.Join(b, ", ")
+}
+
+// logRows is the query for a log's entries: the key's columns by their names.
+func (t *Table) logRows(log string) string {
+	b := make([]string, len(t.Key))
+	for i, k := range t.Key {
+		b[i] = fmt.Sprintf("key_%d AS %s, ", i+1, quoteName(k))
+	}
+	return fmt.Sprintf("SELECT %sheroku_migrator_xid FROM %s", strings.Join(b, ""), log)
+}
+
 // relations lists the table and the leaves that differ from it.
 func (t *Table) relations() []Relation {
 	list := []Relation{t.Relation}
@@ -140,26 +166,30 @@ func (t *Table) relationNames() []string {
 
 // Capture implements [Source].
 func (h *Heroku) Capture(ctx context.Context, t *Table) error {
-	err := h.change(ctx, func(tx pgx.Tx) error {
+	decode, err := h.decoder.wanted(ctx)
+	if err == nil && decode && !h.decoder.enabled.Load() {
+		err = h.prepareDecoding(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("capture %s: %w", t, err)
+	}
+	err = h.change(ctx, func(tx pgx.Tx) error {
 		var done bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1)`, t.ID).Scan(&done)
 		if err != nil || done {
 			return err
 		}
-		var ops []keyOperator
-		if !t.Keyless() {
-			if ops, err = keyEquals(ctx, tx, t); err != nil {
-				return err
-			}
+		c, decoded, err := h.captureBy(ctx, tx, t)
+		if err != nil {
+			return err
 		}
-		c := buildCapture(t, ops, true)
 		if _, err := tx.Exec(ctx, c.prepare); err != nil {
 			if sqlState(err) == "55P03" {
 				return ErrBusy
 			}
 			return err
 		}
-		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, kind, key) VALUES ($1, $2, $3)`, t.ID, string(t.Kind), append([]string{}, t.Key...)); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, kind, key, decoded) VALUES ($1, $1, $2, $3, $4)`, t.ID, string(t.Kind), append([]string{}, t.Key...), decoded); err != nil {
 			return err
 		}
 		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", c.attach)
@@ -173,10 +203,44 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	return nil
 }
 
+// prepareDecoding is the decoder's, once: several tables are captured at a time.
+func (h *Heroku) prepareDecoding(ctx context.Context) error {
+	h.preparing.Lock()
+	defer h.preparing.Unlock()
+	if h.decoder.enabled.Load() {
+		return nil
+	}
+	return h.decoder.prepare(ctx)
+}
+
+// captureBy writes the statements that capture a table, and tells whether they do it by decoding.
+func (h *Heroku) captureBy(ctx context.Context, tx pgx.Tx, t *Table) (c captureSQL, decoded bool, err error) {
+	if h.decoder.method == CaptureDecoding {
+		if decoded, err = decodable(ctx, tx, t); err != nil || decoded {
+			return h.decoder.capture(t), decoded, err
+		}
+	}
+	var ops []keyOperator
+	if !t.Keyless() {
+		ops, err = keyEquals(ctx, tx, t)
+	}
+	if err != nil {
+		return c, false, err
+	}
+	return buildCapture(t, ops, true), false, nil
+}
+
 // Adopt implements [Source]. Rows that a relation brings along were written before its root's triggers saw it; what is
 // written from then on, they capture. So the keys may be entered at any time after.
 func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
+	var decoded bool // then it has been published since it was attached
+	if err := h.pool.QueryRow(ctx, `SELECT coalesce(bool_or(decoded), false) FROM heroku_migrator.captured WHERE relid = $1`, t.ID).Scan(&decoded); err != nil {
+		return fmt.Errorf("capture partitions of %s: %w", t, err)
+	}
 	for _, leaf := range leaves {
+		if decoded {
+			break
+		}
 		err := h.change(ctx, func(tx pgx.Tx) error {
 			return lock(ctx, tx, "ONLY "+leaf.Ident(), "SHARE ROW EXCLUSIVE", truncateTriggers(&Table{Relation: leaf}, true))
 		})
@@ -189,7 +253,7 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		for _, leaf := range leaves {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID), t.keyList(""), t.keyList(""), leaf.Ident())); err != nil {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID), t.logColumns(), t.keyList(""), leaf.Ident())); err != nil {
 				return err
 			}
 		}
@@ -208,7 +272,7 @@ func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error
 }
 
 // LogSize implements [Source].
-func (h *Heroku) LogSize(ctx context.Context) (int64, error) { return logSize(ctx, h.pool) }
+func (h *Heroku) LogSize(ctx context.Context) (int64, error) { return h.decoder.logSize(ctx) }
 
 func logSize(ctx context.Context, q querier) (bytes int64, err error) {
 	err = q.QueryRow(ctx, `
@@ -278,11 +342,11 @@ func touch(ctx context.Context, change beginner, t *Table, keys io.Reader, all b
 			return nil
 		}
 		if all {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID), t.keyList(""), t.keyList(""), t.Only())); err != nil {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID), t.logColumns(), t.keyList(""), t.Only())); err != nil {
 				return err
 			}
 		}
-		_, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, logName(t.ID), t.keyList("")), keys)
+		_, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, logName(t.ID), t.logColumns()), keys)
 		return err
 	})
 	if err != nil {

@@ -42,6 +42,7 @@ type wayBack struct {
 	schema   string   // fingerprint of the target's schema that was found to fit
 	trimmer  trimmer
 	synced   time.Time
+	sized    time.Time // when the logs were measured last
 	rounds   int64
 	rows     int64
 }
@@ -127,6 +128,9 @@ func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 			detach, err = true, nil
 		case errors.Is(err, ErrRewritten): // after the snapshot was taken; another one sees the table whole
 			err = sleep(ctx, w.cfg.Interval)
+		case errors.Is(err, ErrSlotLost):
+			w.warn(ctx, "the replication slot on the target is gone, and changes with it: every table is sent back whole")
+			err = w.dst.Resend(ctx, w.tables, true)
 		case errors.Is(err, ErrTrimmed): // the source lost what it had acknowledged
 			w.warn(ctx, "the source went back to an earlier state than it had acknowledged: the tables concerned are sent back whole")
 			err = w.dst.Resend(ctx, w.tables, false)
@@ -197,7 +201,28 @@ func (w *wayBack) try(ctx context.Context, detach bool) (roundStats, error) {
 		}
 		w.synced, w.rounds, w.rows = time.Now(), 0, 0
 	}
-	return stats, w.trimmer.trim(ctx)
+	if err := w.trimmer.trim(ctx); err != nil {
+		return stats, err
+	}
+	return stats, w.measureLogs(ctx)
+}
+
+// measureLogs looks at the log's size from time to time. That of the source does not grow, but its slot, if it has one, has to go on.
+func (w *wayBack) measureLogs(ctx context.Context) error {
+	if time.Since(w.sized) < logEvery {
+		return nil
+	}
+	bytes, err := w.dst.LogSize(ctx)
+	if err == nil {
+		if _, err = w.src.LogSize(ctx); errors.Is(err, ErrSlotLost) {
+			err = nil // replication makes another one after a revert, and sends every table whole
+		}
+	}
+	if err != nil {
+		return err
+	}
+	w.sized = time.Now()
+	return w.dst.Journal().setLog(ctx, bytes, w.trimmer.oldest())
 }
 
 // checkSchema makes sure that the rows of the new production database, whose schema goes on changing, still fit the source.
@@ -235,8 +260,7 @@ func (j *Journal) wayBackFailed(ctx context.Context, cause error) error {
 // production does not depend on it, and what is written meanwhile is in the target's log.
 func (m *Migrator) wayBack(ctx context.Context) error {
 	if m.cfg.WayBack.Disabled {
-		<-ctx.Done()
-		return ctx.Err()
+		return m.idle(ctx, m.cfg.Target)
 	}
 	told := ""
 	for attempt := 1; ; attempt++ {

@@ -30,6 +30,7 @@ type DatabaseOption func(*databaseOptions)
 
 type databaseOptions struct {
 	connectionLimit   int
+	replication       bool
 	noReplicationRole bool
 }
 
@@ -42,6 +43,11 @@ func WithConnectionLimit(n int) DatabaseOption {
 // session_replication_role.
 func WithoutReplicationRole() DatabaseOption {
 	return func(o *databaseOptions) { o.noReplicationRole = true }
+}
+
+// WithReplication gives a source's role REPLICATION, which Heroku's has not: for logical decoding.
+func WithReplication() DatabaseOption {
+	return func(o *databaseOptions) { o.replication = true }
 }
 
 // CreateSource makes a database with an owner like Heroku's default credential:
@@ -94,6 +100,9 @@ func (c *Cluster) create(ctx context.Context, kind string, opts []DatabaseOption
 		Role:     role,
 		Cluster:  c,
 		roles:    []string{role},
+	}
+	if o.replication {
+		attributes = strings.Replace(attributes, "NOREPLICATION", "REPLICATION", 1)
 	}
 	statements := []string{
 		fmt.Sprintf("CREATE ROLE %s %s CONNECTION LIMIT %d PASSWORD %s", ident(role), attributes, o.connectionLimit, literal(password)),

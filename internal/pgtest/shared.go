@@ -10,10 +10,15 @@ import (
 	"time"
 )
 
-// shared holds the clusters of this test process, by version.
+// shared holds the clusters of this test process, by version and purpose.
 var shared struct {
 	mu       sync.Mutex
-	clusters map[int]*sharedCluster
+	clusters map[sharedKey]*sharedCluster
+}
+
+type sharedKey struct {
+	version int
+	purpose string
 }
 
 type sharedCluster struct {
@@ -27,17 +32,25 @@ type sharedCluster struct {
 // test is skipped, since it needs a server.
 func Shared(t testing.TB, version int) *Cluster {
 	t.Helper()
+	return SharedFor(t, version, "")
+}
+
+// SharedFor is Shared for tests that cannot share a cluster with others, since what these do concerns a whole cluster:
+// transactions that they hold open, for example.
+func SharedFor(t testing.TB, version int, purpose string) *Cluster {
+	t.Helper()
+	key := sharedKey{version, purpose}
 	if testing.Short() {
 		t.Skip("needs a Postgres server; skipped in short mode")
 	}
 	shared.mu.Lock()
 	if shared.clusters == nil {
-		shared.clusters = map[int]*sharedCluster{}
+		shared.clusters = map[sharedKey]*sharedCluster{}
 	}
-	s := shared.clusters[version]
+	s := shared.clusters[key]
 	if s == nil {
 		s = &sharedCluster{}
-		shared.clusters[version] = s
+		shared.clusters[key] = s
 	}
 	shared.mu.Unlock()
 	s.once.Do(func() {

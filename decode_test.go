@@ -1,0 +1,168 @@
+package migrator_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+	"github.com/heroku-migrator/migrator/internal/pgtest"
+)
+
+// The tests of capture, replication and the way back, over logical decoding on both sides. They have servers of their own: a slot is
+// made once every transaction of the whole server has ended that was open then, and other tests hold some.
+func TestDecoding(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]func(*testing.T){
+		"EveryKindOfWriteIsCaptured":    TestEveryKindOfWriteIsCaptured,
+		"RevertBringsEverythingBack":    TestRevertBringsEverythingBack,
+		"ThereAndBackUnderLoad":         TestThereAndBackUnderLoad,
+		"RowsMoveBetweenChunks":         TestRowsMoveBetweenChunks,
+		"WholePath":                     TestWholePath,
+		"TransactionThatCommitsLate":    TestTransactionThatTookItsNumbersEarlyAndCommitsLate,
+		"UniqueValuesMoveBetweenRows":   TestUniqueValuesMoveBetweenRows,
+		"TableRewrittenWithinARound":    TestTableRewrittenWithinARound,
+		"TablesWithoutAKey":             TestTablesWithoutAKey,
+		"SchemaChangesAreFollowed":      TestSchemaChangesAreFollowed,
+		"DeployInTheMiddleOfTheCopy":    TestDeployInTheMiddleOfTheCopy,
+		"KilledAtRandomMoments":         TestKilledAtRandomMoments,
+		"TargetThatLostCommits":         TestTargetThatLostCommitsIsBroughtBack,
+		"FailureBetweenApplyAndTrim":    TestFailureBetweenApplyAndTrim,
+		"FailedApplyLosesNothing":       TestFailedApplyLosesNothing,
+		"LeafMadeAfterCapture":          TestLeafMadeAfterCapture,
+		"SwitchWithoutReplicationRole":  TestSwitchWithoutReplicationRole,
+		"SwitchInterrupted":             TestSwitchInterrupted,
+		"Abort":                         TestAbort,
+		"SourceFailsOver":               TestSourceFailsOverToAStandbyThatLags,
+		"SourceFailsOverAfterTheSwitch": TestSourceFailsOverAfterTheSwitch,
+	} {
+		t.Run(name, test)
+	}
+}
+
+// decodingPair is a pair whose source is on a server of its own, captured by decoding.
+func decodingPair(t *testing.T) (*pair, *pgtest.Cluster) {
+	t.Helper()
+	server := ownServer(t, pgtest.SourceVersion())
+	p := newPair(t)
+	p.capture = migrator.CaptureDecoding
+	p.source = p.newSource(t, server)
+	return p, server
+}
+
+// A transaction whose commit is written, and so decoded, before anybody sees it: it waits for a synchronous standby. Its key is entered, the rounds
+// meanwhile do not take it for applied, and its row comes when it is seen.
+func TestDecodedBeforeItIsVisible(t *testing.T) {
+	t.Parallel()
+	p, server := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items VALUES (1, 'before')`)
+	m := p.migrator(t)
+	stop := run(t, m)
+	defer stop()
+	waitFor(t, "in sync", func() bool { return phase(t, m) == migrator.PhaseReplicating })
+	admin, err := pgx.Connect(t.Context(), server.AdminURL(p.source.Name))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	table := count(t, admin, `SELECT 'items'::regclass::oid::int8`)
+	execute(t, admin, `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
+	writer := p.source.Connect(t)
+	waitFor(t, "the setting is known", func() bool {
+		var names string
+		require.NoError(t, writer.QueryRow(t.Context(), `SHOW synchronous_standby_names`).Scan(&names))
+		return names == "nobody"
+	})
+	committed := make(chan error, 1)
+	go func() {
+		_, err := writer.Exec(t.Context(), `INSERT INTO items VALUES (2, 'late'); UPDATE items SET v = 'after' WHERE id = 1`)
+		committed <- err
+	}()
+	waitFor(t, "its key is entered", func() bool {
+		return count(t, admin, fmt.Sprintf(`SELECT count(DISTINCT key_1) FROM heroku_migrator.changes_%d`, table)) == 2
+	})
+	require.EqualValues(t, 1, count(t, admin, `SELECT count(*) FROM items`), "nobody sees it")
+	time.Sleep(time.Second) // rounds go on
+	require.EqualValues(t, 1, countOn(t, p.target, `SELECT count(*) FROM items WHERE v = 'before'`))
+	execute(t, admin, `ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
+	require.NoError(t, <-committed)
+	waitFor(t, "it is on the target", func() bool {
+		return countOn(t, p.target, `SELECT count(*) FROM items WHERE v IN ('late', 'after')`) == 2
+	})
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}
+
+// The slot lets the server recycle its log as it is read, while nothing is applied too: in a pause.
+func TestSlotRetainsLittle(t *testing.T) {
+	t.Parallel()
+	p, server := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`)
+	m := p.migrator(t)
+	stop := run(t, m)
+	waitFor(t, "in sync", func() bool { return phase(t, m) == migrator.PhaseReplicating })
+	do(t, m, migrator.CommandPause)
+	p.sql(t, `INSERT INTO items SELECT i, repeat('x', 500) FROM generate_series(1, 100000) i`)
+	admin, err := pgx.Connect(t.Context(), server.AdminURL(p.source.Name))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	execute(t, admin, `CHECKPOINT`)
+	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
+	waitFor(t, "the slot has gone on", func() bool {
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM items`))
+	do(t, m, migrator.CommandResume)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	stop()
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}
+
+// A slot that is gone, or invalidated since it retained too much, loses changes. Every table is sent whole then, on the way there and back.
+func TestSlotIsLost(t *testing.T) {
+	t.Parallel()
+	p, server := decodingPair(t)
+	target := ownServer(t, pgtest.TargetVersion())
+	p.target = target.NewTarget(t)
+	p.sql(t, smallSchema...)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	lose := func(server *pgtest.Cluster, d *pgtest.Database) {
+		admin, err := pgx.Connect(t.Context(), server.AdminURL(d.Name))
+		require.NoError(t, err)
+		defer admin.Close(context.Background())
+		waitFor(t, "the slot is dropped", func() bool {
+			_, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active`)
+			require.NoError(t, err)
+			_, err = admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+			return err == nil
+		})
+	}
+	p.sql(t, `UPDATE children SET n = n + 1`, `DELETE FROM parents WHERE id = 5`, `INSERT INTO children (parent, n) VALUES (7, 7777)`)
+	lose(server, p.source)
+	p.sql(t, `UPDATE children SET n = n + 1 WHERE id < 100`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `UPDATE children SET n = n + 1`, `DELETE FROM parents WHERE id = 6`)
+	lose(target, p.target)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (8, 8888)`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandAbort)
+	p.requireNoTrace(t)
+}
+
+// Decoding that was asked for and is not possible is refused, and says why; tables that it cannot do have triggers.
+func TestDecodingIsNotPossible(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	p.capture = migrator.CaptureDecoding // the role may not
+	err := p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync)
+	require.ErrorContains(t, err, "the role has no REPLICATION")
+}
