@@ -173,7 +173,7 @@ type repeating struct {
 func (r *repeating) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	deadline := time.Now().Add(r.patience)
-	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 8*time.Second) {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 8*time.Second) {
 		again := req.Clone(ctx)
 		if req.GetBody != nil {
 			body, err := req.GetBody()

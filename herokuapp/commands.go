@@ -28,6 +28,7 @@ type Setup struct {
 	Owner         Owner  // of Var, before the switch
 	URL           string // printed if it is given. Default: [Placeholder]
 	NoMaintenance bool
+	Kept          bool // the old URL is kept already
 }
 
 // Lists are commands for a shell, in their order.
@@ -35,7 +36,7 @@ type Lists struct {
 	Before   []string // at any time before the switch: keeps the old URL. The dynos restart
 	Switch   []string // after the switch
 	Revert   []string // after a revert
-	Complete []string // when there is no way back any more
+	Complete []string // when there is no way back any more: removes the copy of an ordinary value. An add-on stays attached until it is destroyed
 }
 
 // Commands returns the commands of Heroku's command line that do what [Hook] does. It asks nobody and does nothing.
@@ -45,8 +46,11 @@ func Commands(s Setup) Lists {
 	l := Lists{
 		Before: commands(s.steps(keep)), Switch: commands(toTarget), Revert: commands(s.back()), Complete: commands(s.steps(forget)),
 	}
-	if s.attached() { // that would destroy the add-on, if it is the last attachment
-		l.Complete = []string{"heroku addons:destroy " + quote(s.Owner.Addon) + s.app() + "   # the old database, once it is not needed any more"}
+	if s.Kept {
+		l.Before = nil
+	}
+	if s.attached() {
+		l.Complete = nil
 	}
 	return l
 }

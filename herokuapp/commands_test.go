@@ -27,7 +27,6 @@ func TestCommands(t *testing.T) {
 			"heroku ps:wait -a shop",
 			"heroku maintenance:off -a shop",
 		},
-		Complete: []string{"heroku addons:destroy postgresql-cubic-12345 -a shop   # the old database, once it is not needed any more"},
 	}, herokuapp.Commands(herokuapp.Setup{App: "shop", Owner: herokuapp.Owner{Addon: "postgresql-cubic-12345"}}))
 
 	require.Equal(t, herokuapp.Lists{

@@ -86,15 +86,15 @@ func (c Config) check() (Config, error) {
 		return c, errors.New("herokuapp: the API key has a space, a line break or another character that no key has")
 	case !varName.MatchString(c.Var) || strings.HasPrefix(c.Var, oldPrefix):
 		return c, fmt.Errorf("herokuapp: %q is not the name of a config var for the application's database", c.Var)
-	case c.URL == "":
-		return c, errors.New("herokuapp: the application's new URL is missing: PlanetScale's, by PgBouncer (port 6432)")
 	}
-	u, err := pgurl.Parse(c.URL)
-	if err != nil {
-		return c, fmt.Errorf("herokuapp: the application's new URL: %w", err)
-	}
-	if _, pooled := u.IsPlanetScalePooler(); !pooled {
-		c.Logger.Warn("the application's new URL does not lead to PgBouncer (port 6432): every connection of the application is one of Postgres'", "url", u)
+	if c.URL != "" {
+		u, err := pgurl.Parse(c.URL)
+		if err != nil {
+			return c, fmt.Errorf("herokuapp: the application's new URL: %w", err)
+		}
+		if _, pooled := u.IsPlanetScalePooler(); !pooled {
+			c.Logger.Warn("the application's new URL does not lead to PgBouncer (port 6432): every connection of the application is one of Postgres'", "url", u)
+		}
 	}
 	api, err := url.Parse(c.API)
 	if err != nil || api.Host == "" || (api.Scheme != "https" && api.Scheme != "http") {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/heroku-migrator/migrator"
 	"github.com/heroku-migrator/migrator/internal/pgurl"
@@ -27,12 +28,31 @@ import (
 // An error says what has been done and which commands do the rest. Each step looks whether it is done already. The hook is for
 // one call at a time.
 func Hook(cfg Config) (migrator.Hook, error) {
+	if cfg.URL == "" {
+		return nil, errors.New("herokuapp: the application's new URL is missing: PlanetScale's, by PgBouncer (port 6432)")
+	}
 	a, err := open(cfg)
 	if err != nil {
 		return nil, err
 	}
 	h := &hook{app: a}
 	return h.call, nil
+}
+
+// Inspect reads which add-on owns the config var, or owned it before the switch, so that [Commands] says what is right for this application.
+// cfg.URL is not needed. It changes nothing.
+func Inspect(ctx context.Context, cfg Config) (Setup, error) {
+	a, err := open(cfg)
+	if err != nil {
+		return Setup{}, err
+	}
+	defer a.idle()
+	r := &run{hook: &hook{app: a}, setup: Setup{App: a.cfg.App, Var: a.cfg.Var, NoMaintenance: a.cfg.NoMaintenance}}
+	if err := r.refresh(ctx); err != nil {
+		return Setup{}, &hookError{text: "herokuapp: " + r.redact(err.Error()), cause: context.Cause(ctx)}
+	}
+	r.setup.Kept = r.has(r.setup.old()) // as a copy or by an attachment
+	return r.setup, nil
 }
 
 // hook is what one call leaves to the next one in the same process. What must not be lost is in the application.
@@ -88,7 +108,11 @@ func (e *hookError) Unwrap() error { return e.cause }
 // redact removes the API key and passwords, whoever wrote them into a message.
 func (r *run) redact(text string) string {
 	var urls []*pgurl.URL
-	for _, raw := range []string{r.cfg.URL, r.vars[r.setup.Var], r.vars[r.setup.old()]} {
+	known := []string{r.cfg.URL, r.vars[r.cfg.Var], r.vars[r.setup.old()]}
+	if r.before != nil {
+		known = append(known, r.before.vars[r.cfg.Var], r.before.vars[r.setup.old()])
+	}
+	for _, raw := range known {
 		if u, err := pgurl.Parse(raw); err == nil {
 			urls = append(urls, u)
 		} else if len(raw) > 3 {
@@ -202,8 +226,14 @@ func (r *run) atTarget() bool {
 
 // perform takes the steps in their order. If one fails, the error says which are taken and lists the commands for the others.
 func (r *run) perform(ctx context.Context, steps []step) error {
+	without, cancel := lingering(ctx, 10*time.Second)
+	defer cancel()
 	for i, s := range steps {
-		err := r.do(ctx, s)
+		doing := ctx
+		if r.vars[r.cfg.Var] == "" || (ctx.Err() == nil && (s.action == detach || s.action == unset)) {
+			doing = without
+		}
+		err := r.do(doing, s)
 		if err == nil {
 			continue
 		}
@@ -223,6 +253,25 @@ func (r *run) perform(ctx context.Context, steps []step) error {
 		return fmt.Errorf("%s: %w. %s To be done by hand, when the reason is gone:%s", s.action, err, did, list(rest))
 	}
 	return nil
+}
+
+// lingering returns a context that ends some time after another one does: an application is not left without any URL because of a
+// signal or a time-out.
+func lingering(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	late, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-late.Done():
+		case <-timer.C:
+			cancel(context.Cause(ctx))
+		}
+	})
+	return late, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 // nothingDone says what to do when the application could not even be read: for the owner that was found earlier, or for both cases.

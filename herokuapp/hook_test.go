@@ -324,8 +324,8 @@ func TestTroubleThatPasses(t *testing.T) {
 				f := newFixture(t, plain, func(_ *herokutest.App, c *herokuapp.Config) { c.Patience = 30 * time.Second })
 				before := f.State()
 				trouble := func(method, _ string, n int) *herokutest.Fault {
-					often := method != http.MethodGet && fault.RetryAfter == ""
-					if n == 1 || (often && n%2 == 1) {
+					write, slow := method != http.MethodGet, fault.RetryAfter != ""
+					if (n == 1 && (write || !slow)) || (write && !slow && n%2 == 1) {
 						return &fault
 					}
 					return nil
@@ -464,8 +464,21 @@ func TestCancelled(t *testing.T) {
 	require.ErrorContains(t, err, "web.1 is starting")
 	require.ErrorContains(t, err, "heroku maintenance:off -a shop")
 
+	// Not while the application has no URL at all.
+	f = newFixture(t, false)
+	f.call(t, migrator.HookBeforeFence)
 	ctx, cancel = context.WithCancel(t.Context())
-	cancel()
+	f.Fail(func(method, _ string, _ int) *herokutest.Fault {
+		if method == http.MethodDelete {
+			cancel()
+		}
+		return nil
+	})
+	err = f.hook(ctx, migrator.HookCall{Point: migrator.HookAfterSwitch})
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorContains(t, err, "DATABASE_URL is PlanetScale's URL. To be done by hand, when the reason is gone:\n  heroku ps:wait -a shop")
+	require.Equal(t, pooledURL, f.State().Config["DATABASE_URL"])
+
 	err = f.hook(ctx, migrator.HookCall{Point: migrator.HookAfterRevert})
 	require.ErrorIs(t, err, context.Canceled)
 	require.ErrorContains(t, err, "Nothing was done.")
@@ -481,19 +494,20 @@ func TestRevertAfterHalfASwitch(t *testing.T) {
 	t.Parallel()
 	for _, plain := range []bool{false, true} {
 		for at := 1; at <= 4; at++ {
-			f := newFixture(t, plain)
+			f := newFixture(t, plain, func(_ *herokutest.App, c *herokuapp.Config) { c.Patience = time.Millisecond })
 			before := f.State()
 			f.call(t, migrator.HookBeforeFence)
 			ctx, kill := context.WithCancel(t.Context())
 			writes := 0
 			f.Fail(func(method, _ string, _ int) *herokutest.Fault {
 				if method != http.MethodGet {
-					if writes++; writes == at {
-						kill()
-						return &herokutest.Fault{Applied: true}
-					}
+					writes++
 				}
-				return nil
+				if writes < at {
+					return nil
+				}
+				kill()
+				return &herokutest.Fault{Applied: writes == at && method != http.MethodGet}
 			})
 			_ = f.hook(ctx, migrator.HookCall{Point: migrator.HookAfterSwitch})
 			kill()
@@ -522,6 +536,32 @@ func TestRevertWithoutMemory(t *testing.T) {
 	f = newFixture(t, true)
 	f.Addon(addon, oldURL, "MIGRATOR_OLD_DATABASE")
 	require.Contains(t, f.fail(t, migrator.HookBeforeFence), "is an ordinary config var that leads elsewhere")
+}
+
+func TestInspect(t *testing.T) {
+	t.Parallel()
+	for _, plain := range []bool{false, true} {
+		f := newFixture(t, plain)
+		want := herokuapp.Setup{App: "shop", Var: "DATABASE_URL"}
+		if !plain {
+			want.Owner.Addon = addon
+		}
+		inspect := f.cfg
+		inspect.URL = ""
+		for _, points := range [][]migrator.HookPoint{nil, {migrator.HookBeforeFence}, {migrator.HookAfterSwitch}, {migrator.HookAfterRevert}} {
+			f.call(t, points...)
+			f.Calls()
+			setup, err := herokuapp.Inspect(t.Context(), inspect)
+			require.NoError(t, err)
+			want.Kept = len(points) > 0 && points[0] != migrator.HookAfterRevert
+			require.Equal(t, want, setup)
+			require.Equal(t, want.Kept, herokuapp.Commands(setup).Before == nil)
+			require.Empty(t, f.Calls())
+		}
+		f.Change(func(a *herokutest.App) { a.Token = "another" })
+		_, err := herokuapp.Inspect(t.Context(), inspect)
+		require.ErrorContains(t, err, "the API key is not valid")
+	}
 }
 
 func TestConfig(t *testing.T) {

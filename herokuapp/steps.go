@@ -180,6 +180,9 @@ func (r *run) addAttachment(ctx context.Context, name string) error {
 	})
 	if err == nil && at.id != "" {
 		r.attached[name] = at
+		if r.vars[r.cfg.Var] == "" {
+			r.vars[r.cfg.Var] = r.vars[r.setup.old()] // both are the add-on's
+		}
 	}
 	return err
 }
@@ -192,6 +195,7 @@ func (r *run) removeAttachment(ctx context.Context, name string) error {
 	})
 	if err == nil {
 		delete(r.attached, name)
+		delete(r.vars, name+"_URL")
 	}
 	return err
 }

@@ -217,7 +217,7 @@ func (p *program) command(ctx context.Context, name migrator.CommandName) error 
 	if hook != nil {
 		fields["hook"] = hook
 	}
-	next := nextSteps(name, p.herokuApp, hook)
+	next := p.nextSteps(ctx, name, hook)
 	if next != "" {
 		fields["next"] = next
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/heroku-migrator/migrator"
 	"github.com/heroku-migrator/migrator/herokuapp"
@@ -63,22 +65,19 @@ func (p *program) late(ctx context.Context, name migrator.CommandName) *migrator
 }
 
 // nextSteps is what to do after a command. Without a hook that did the application's part, that is part of it.
-func nextSteps(name migrator.CommandName, app string, hook *migrator.HookStatus) string {
-	attached, plain := commandsFor(app)
+func (p *program) nextSteps(ctx context.Context, name migrator.CommandName, hook *migrator.HookStatus) string {
 	part := ""
 	switch {
-	case hook != nil && hook.State == "done":
+	case hook != nil && hook.State == "failed":
+		part = "The hook failed: " + hook.Error + "\n\n"
+	case hook != nil && hook.State != "done":
+		part = "The hook's outcome is unknown: " + hook.Error + "\n\n"
 	case hook != nil:
-		part = fmt.Sprintf("The hook %s: %s\n\n", map[bool]string{true: "failed", false: "has an unknown outcome"}[hook.State == "failed"], hook.Error)
 	case name == migrator.CommandSwitch:
-		part = `Now point the application to PlanetScale, with the pooled URL (port 6432) for it in $APP_DATABASE_URL. If
-DATABASE_URL is an attachment of the old database ("heroku addons" tells its name, here your-database):
-
-` + indent(attached.Before, attached.Switch) + "\nIf it is an ordinary config var:\n\n" + indent(plain.Before, plain.Switch) + "\n"
+		part = "Now point the application to PlanetScale, with the pooled URL (port 6432) for it in $APP_DATABASE_URL" +
+			variants(p.setups(ctx), func(l herokuapp.Lists) []string { return slices.Concat(l.Before, l.Switch) }) + "\n"
 	case name == migrator.CommandRevert:
-		part = `Now point the application back to the old database, here your-database, if DATABASE_URL was an attachment of it:
-
-` + indent(attached.Revert) + "\nIf it was an ordinary config var:\n\n" + indent(plain.Revert)
+		part = "Now point the application back to the old database" + variants(p.setups(ctx), func(l herokuapp.Lists) []string { return l.Revert })
 	}
 	switch name {
 	case migrator.CommandSwitch:
@@ -92,23 +91,42 @@ DATABASE_URL is an attachment of the old database ("heroku addons" tells its nam
   SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku_migrator_%';
   SELECT count(*) FROM pg_namespace WHERE nspname = 'heroku_migrator';
 
-What the application kept of the old database, as an ordinary config var or as an attachment:
-
-` + strings.TrimRight(indent(plain.Complete, attached.Complete), "\n")
+If the application's old URL was kept as MIGRATOR_OLD_DATABASE_URL: an ordinary config var can be removed by "heroku config:unset"; an
+add-on stays attached by that name until it is destroyed.`
 	default:
 		return strings.TrimRight(part, "\n")
 	}
 }
 
-// commandsFor returns the commands for an application, for both cases.
-func commandsFor(app string) (attached, plain herokuapp.Lists) {
-	return herokuapp.Commands(herokuapp.Setup{App: app, Owner: herokuapp.Owner{Addon: "your-database"}}), herokuapp.Commands(herokuapp.Setup{App: app})
+// setups says for which application commands are printed, and what owns its DATABASE_URL. They are for both cases unless
+// HEROKU_APP and HEROKU_API_KEY, as Heroku's command line has them, allow to look.
+func (p *program) setups(ctx context.Context) []herokuapp.Setup {
+	app := cmp.Or(p.herokuApp, os.Getenv("HEROKU_APP"))
+	if key := os.Getenv("HEROKU_API_KEY"); app != "" && key != "" {
+		limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		s, err := herokuapp.Inspect(limited, herokuapp.Config{App: app, Token: key, API: os.Getenv("HEROKU_API_URL"), Logger: p.log})
+		if err == nil {
+			return []herokuapp.Setup{s}
+		}
+		p.log.WarnContext(ctx, "the application could not be looked at", "error", err)
+	}
+	return []herokuapp.Setup{{App: app, Owner: herokuapp.Owner{Addon: "your-database"}}, {App: app}}
 }
 
-func indent(lists ...[]string) string {
+// variants writes commands for each case.
+func variants(setups []herokuapp.Setup, choose func(herokuapp.Lists) []string) string {
 	b := &strings.Builder{}
-	for _, list := range lists {
-		for _, line := range list {
+	for i, s := range setups {
+		switch {
+		case len(setups) == 1:
+			b.WriteString(":\n\n")
+		case i == 0:
+			b.WriteString(". If DATABASE_URL\nis an attachment of the old database (\"heroku addons\" tells its name, here your-database):\n\n")
+		default:
+			b.WriteString("\nIf it is an ordinary config var:\n\n")
+		}
+		for _, line := range choose(herokuapp.Commands(s)) {
 			b.WriteString("  " + line + "\n")
 		}
 	}

@@ -28,10 +28,11 @@ func TestHerokuApp(t *testing.T) {
 	pooled, err := neturl.Parse(c.target.URL)
 	require.NoError(t, err)
 	pooled.Host, pooled.User = pooled.Hostname()+":6432", neturl.UserPassword("app", "pooledsecret")
+	named := ""
 	run := func(args ...string) (string, int) {
 		t.Helper()
 		cmd := c.cmd(t, args...)
-		cmd.Env = append(cmd.Env, "HEROKU_API_URL="+app.URL, "HEROKU_API_KEY="+key, "APP_DATABASE_URL="+pooled.String())
+		cmd.Env = append(cmd.Env, "HEROKU_API_URL="+app.URL, "HEROKU_API_KEY="+key, "APP_DATABASE_URL="+pooled.String(), "HEROKU_APP="+named)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		err := cmd.Run()
@@ -81,6 +82,12 @@ func TestHerokuApp(t *testing.T) {
 	require.Zero(t, status, out)
 	require.Contains(t, out, "heroku addons:attach your-database --as DATABASE -a your-app")
 	require.Contains(t, out, `heroku config:set DATABASE_URL="$(heroku config:get MIGRATOR_OLD_DATABASE_URL -a your-app)" -a your-app`)
+
+	named = "shop" // what owns its DATABASE_URL can be looked up
+	out, status = run("switch")
+	require.Zero(t, status, out)
+	require.Contains(t, out, "$APP_DATABASE_URL:\n\n  heroku maintenance:on -a shop\n  heroku addons:detach DATABASE -a shop\n") // it is kept already
+	require.NotContains(t, out, "ordinary")
 
 	for _, args := range [][]string{
 		{"switch", "--heroku-app", "shop", "--hook", "true"}, {"status", "--heroku-app", "shop"},

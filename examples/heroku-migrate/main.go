@@ -62,6 +62,8 @@ usage: heroku-migrate [flags] command [flags]
       --heroku-app NAME   point this application to PlanetScale after the switch, and back after a revert: maintenance
                           mode, DATABASE_URL, dynos; with an API key in $HEROKU_API_KEY
       --app-url URL       the URL that it gets, PlanetScale's by port 6432 (default: $APP_DATABASE_URL)
+                          Without a hook, switch and revert print the commands for it: exact ones, if $HEROKU_APP
+                          and $HEROKU_API_KEY are set
   complete                after the switch: remove everything of the migration from both sides
   abort [--force]         before the switch: the same. --force is for a source whose target is gone: with a
                           new, empty database as target, it removes what the lost migration left on the source
