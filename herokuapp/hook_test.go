@@ -359,6 +359,11 @@ func TestRefusedBeforeTheFence(t *testing.T) {
 		"release": {func(f *fixture) {
 			f.Change(func(a *herokutest.App) { a.Release = func(map[string]string) bool { return false } })
 		}, "release v2 (Attach MIGRATOR_OLD_DATABASE (@ref:" + addon + ")) failed"},
+		"release without end": {func(f *fixture) {
+			f.Change(func(a *herokutest.App) {
+				a.Formation, a.Releasing, a.Release = nil, time.Hour, func(map[string]string) bool { return true }
+			})
+		}, "is pending: its release command has not ended"},
 		"crash": {func(f *fixture) {
 			f.Change(func(a *herokutest.App) {
 				a.Crash = func(kind string, _ map[string]string) bool { return kind == "worker" }

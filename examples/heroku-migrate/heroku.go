@@ -70,14 +70,11 @@ func (p *program) nextSteps(ctx context.Context, name migrator.CommandName, hook
 	switch {
 	case hook != nil && hook.State == "failed":
 		part = "The hook failed: " + hook.Error + "\n\n"
-	case hook != nil && hook.State != "done":
-		part = "The hook's outcome is unknown: " + hook.Error + "\n\n"
-	case hook != nil:
-	case name == migrator.CommandSwitch:
-		part = "Now point the application to PlanetScale, with the pooled URL (port 6432) for it in $APP_DATABASE_URL" +
-			variants(p.setups(ctx), func(l herokuapp.Lists) []string { return slices.Concat(l.Before, l.Switch) }) + "\n"
-	case name == migrator.CommandRevert:
-		part = "Now point the application back to the old database" + variants(p.setups(ctx), func(l herokuapp.Lists) []string { return l.Revert })
+	case hook == nil || hook.State != "done":
+		if hook != nil {
+			part = "The hook's outcome is unknown: " + hook.Error + "\n\n"
+		}
+		part += p.byHand(ctx, name)
 	}
 	switch name {
 	case migrator.CommandSwitch:
@@ -95,6 +92,19 @@ If the application's old URL was kept as MIGRATOR_OLD_DATABASE_URL: an ordinary 
 add-on stays attached by that name until it is destroyed.`
 	default:
 		return strings.TrimRight(part, "\n")
+	}
+}
+
+// byHand is the application's part after a switch or a revert, in commands.
+func (p *program) byHand(ctx context.Context, name migrator.CommandName) string {
+	switch name {
+	case migrator.CommandSwitch:
+		return "Now point the application to PlanetScale, with the pooled URL (port 6432) for it in $APP_DATABASE_URL" +
+			variants(p.setups(ctx), func(l herokuapp.Lists) []string { return slices.Concat(l.Before, l.Switch) }) + "\n"
+	case migrator.CommandRevert:
+		return "Now point the application back to the old database" + variants(p.setups(ctx), func(l herokuapp.Lists) []string { return l.Revert })
+	default:
+		return ""
 	}
 }
 
