@@ -126,11 +126,14 @@ func (a *app) setVars(ctx context.Context, vars map[string]*string) error {
 	return err
 }
 
-// attach returns the ID of the attachment.
-func (a *app) attach(ctx context.Context, owner Owner, name string) (id string, err error) {
+// attach returns the ID of the attachment. overwrite allows it to take the place of a config var.
+func (a *app) attach(ctx context.Context, owner Owner, name string, overwrite bool) (id string, err error) {
 	opts := heroku.AddOnAttachmentCreateOpts{Addon: owner.Addon, App: a.cfg.App, Name: &name}
 	if owner.Namespace != "" {
 		opts.Namespace = &owner.Namespace
+	}
+	if overwrite {
+		opts.Confirm = &a.cfg.App
 	}
 	at, err := a.api.AddOnAttachmentCreate(ctx, opts)
 	return at.ID, err

@@ -51,7 +51,7 @@ func Inspect(ctx context.Context, cfg Config) (Setup, error) {
 	if err := r.refresh(ctx); err != nil {
 		return Setup{}, &hookError{text: "herokuapp: " + r.redact(err.Error()), cause: context.Cause(ctx)}
 	}
-	r.setup.Kept = r.has(r.setup.old()) // as a copy or by an attachment
+	r.setup.Kept = r.kept()
 	return r.setup, nil
 }
 
@@ -72,7 +72,8 @@ type run struct {
 	setup    Setup
 	before   *state // when the call began
 	did      []string
-	released bool // something was done that makes a release
+	released bool        // something was done that makes a release
+	reached  func() bool // whether the application has what it should, when the dynos are up
 }
 
 func (h *hook) call(ctx context.Context, call migrator.HookCall) error {
@@ -197,6 +198,7 @@ func (r *run) afterSwitch(ctx context.Context) error {
 	if err := r.refresh(ctx); err != nil {
 		return r.nothingDone(err, Setup.toTarget)
 	}
+	r.reached = func() bool { return r.vars[r.cfg.Var] == r.cfg.URL }
 	return r.perform(ctx, r.setup.toTarget())
 }
 
@@ -204,8 +206,12 @@ func (r *run) afterRevert(ctx context.Context) error {
 	if err := r.refresh(ctx); err != nil {
 		return r.nothingDone(err, Setup.back)
 	}
-	_, kept := r.attached[r.setup.oldAttachment()]
-	if _, value := r.vars[r.setup.old()]; kept || value {
+	if r.kept() {
+		attached, value := r.setup.attached(), r.vars[r.setup.old()]
+		r.reached = func() bool {
+			_, owned := r.owning()
+			return owned == attached && (attached || r.vars[r.cfg.Var] == value) && r.vars[r.cfg.Var] != r.cfg.URL
+		}
 		return r.perform(ctx, r.setup.back())
 	}
 	if _, ok := r.owning(); !ok && r.atTarget() {
@@ -215,6 +221,12 @@ func (r *run) afterRevert(ctx context.Context) error {
 	}
 	r.cfg.Logger.InfoContext(ctx, "the application's config var does not lead to PlanetScale: there is nothing to take back", "app", r.cfg.App, "config_var", r.cfg.Var)
 	return nil
+}
+
+// kept reports whether the old URL is kept, as a copy or by an attachment.
+func (r *run) kept() bool {
+	_, attached := r.attached[r.setup.oldAttachment()]
+	return attached || r.has(r.setup.old())
 }
 
 // atTarget reports whether the config var leads to the new database, by whatever role.
@@ -233,18 +245,23 @@ func (r *run) perform(ctx context.Context, steps []step) error {
 		if r.vars[r.cfg.Var] == "" || (ctx.Err() == nil && (s.action == detach || s.action == unset)) {
 			doing = without
 		}
-		err := r.do(doing, s)
+		var err error
+		if s.action == keep && !r.setup.attached() { // comes with what follows
+			err = r.mayKeep()
+		} else {
+			err = r.do(doing, s)
+		}
 		if err == nil {
 			continue
 		}
-		rest := []step{s}
-		for _, next := range steps[i+1:] {
-			if r.needed(next) {
+		var rest []step
+		for j, next := range steps {
+			if j == i || (j > i && r.needed(next)) || (j < i && next.action == keep && r.needed(next)) {
 				rest = append(rest, next)
 			}
 		}
 		if down := new(notUpError); errors.As(err, &down) && down.webUp && i+1 < len(steps) && r.do(ctx, steps[i+1]) == nil {
-			rest = rest[:1] // requests can be served
+			rest = steps[i : i+1] // requests can be served
 		}
 		did := "Nothing was done before."
 		if len(r.did) > 0 {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -139,7 +140,7 @@ func TestOrdinaryConfigVar(t *testing.T) {
 	f.Set(map[string]string{"DATABASE_URL": rotated}) // between fence and switch
 	before.Config["DATABASE_URL"] = rotated
 	f.call(t, migrator.HookBeforeSwitch, migrator.HookAfterSwitch)
-	require.Equal(t, []string{"maintenance true", "Set MIGRATOR_OLD_DATABASE_URL", "Set DATABASE_URL", "maintenance false"}, f.Calls())
+	require.Equal(t, []string{"maintenance true", "Set DATABASE_URL, MIGRATOR_OLD_DATABASE_URL", "maintenance false"}, f.Calls())
 	f.running(t, pooledURL)
 	f.call(t, toTarget...) // the new URL is never taken for the old one
 	f.Calls()
@@ -377,7 +378,7 @@ func TestRefusedBeforeTheFence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, false, func(_ *herokutest.App, c *herokuapp.Config) {
-				c.Timeout, c.Patience = 500*time.Millisecond, 500*time.Millisecond
+				c.Timeout, c.Patience = time.Second, 500*time.Millisecond
 			})
 			c.change(f)
 			f.restart(t)
@@ -396,14 +397,27 @@ var limit = &herokutest.Fault{Status: http.StatusTooManyRequests, ID: "rate_limi
 func TestReleaseCommand(t *testing.T) {
 	t.Parallel()
 	needs := func(vars map[string]string) bool { return vars["DATABASE_URL"] != "" }
-	f := newFixture(t, false, func(a *herokutest.App, _ *herokuapp.Config) { a.Release, a.Releasing = needs, 100*time.Millisecond })
-	before := f.State()
-	f.call(t, toTarget...)
-	f.running(t, pooledURL)
-	f.call(t, migrator.HookAfterRevert)
-	f.running(t, oldURL)
-	require.Equal(t, before, f.State())
+	for _, releasing := range []time.Duration{0, 100 * time.Millisecond} {
+		for _, plain := range []bool{false, true} {
+			f := newFixture(t, plain, func(a *herokutest.App, _ *herokuapp.Config) { a.Release, a.Releasing = needs, releasing })
+			before := f.State()
+			for _, again := range []bool{false, true} {
+				if again { // without the rehearsal
+					f.call(t, migrator.HookAfterSwitch)
+				} else {
+					f.call(t, toTarget...)
+				}
+				f.running(t, pooledURL)
+				require.Equal(t, oldURL, f.State().Config["MIGRATOR_OLD_DATABASE_URL"])
+				f.call(t, migrator.HookAfterRevert)
+				f.running(t, oldURL)
+				require.Equal(t, before, f.State())
+			}
+		}
+	}
 
+	f := newFixture(t, false, func(a *herokutest.App, _ *herokuapp.Config) { a.Release = needs })
+	before := f.State()
 	f.Change(func(a *herokutest.App) {
 		a.Release = func(vars map[string]string) bool { return vars["DATABASE_URL"] == oldURL }
 	})
@@ -433,8 +447,10 @@ func TestPreboot(t *testing.T) {
 	require.Equal(t, pooledURL, f.Running("DATABASE_URL")["web.1"])
 	require.Contains(t, f.log.String(), "dyno=run.7")
 
-	f = newFixture(t, true, func(_ *herokutest.App, c *herokuapp.Config) { c.Timeout = 300 * time.Millisecond })
+	f = newFixture(t, true)
 	f.call(t, migrator.HookBeforeFence)
+	f.cfg.Timeout = time.Second
+	f.restart(t)
 	f.Change(func(a *herokutest.App) { a.Preboot = time.Hour })
 	require.Contains(t, f.fail(t, migrator.HookAfterSwitch), "web.1 is of v2")
 	require.True(t, f.State().Maintenance)
@@ -444,8 +460,10 @@ func TestPreboot(t *testing.T) {
 func TestDynosThatStayDown(t *testing.T) {
 	t.Parallel()
 	for kind, on := range map[string]bool{"worker": false, "web": true} {
-		f := newFixture(t, false, func(_ *herokutest.App, c *herokuapp.Config) { c.Timeout = 500 * time.Millisecond })
+		f := newFixture(t, false)
 		f.call(t, migrator.HookBeforeFence)
+		f.cfg.Timeout = time.Second
+		f.restart(t)
 		f.Change(func(a *herokutest.App) {
 			a.Crash = func(k string, vars map[string]string) bool { return k == kind && vars["DATABASE_URL"] == pooledURL }
 		})
@@ -462,7 +480,7 @@ func TestCancelled(t *testing.T) {
 	f := newFixture(t, false)
 	f.call(t, migrator.HookBeforeFence)
 	f.Change(func(a *herokutest.App) { a.Boot = time.Hour })
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	err := f.hook(ctx, migrator.HookCall{Point: migrator.HookAfterSwitch})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -541,6 +559,27 @@ func TestRevertWithoutMemory(t *testing.T) {
 	f = newFixture(t, true)
 	f.Addon(addon, oldURL, "MIGRATOR_OLD_DATABASE")
 	require.Contains(t, f.fail(t, migrator.HookBeforeFence), "is an ordinary config var that leads elsewhere")
+}
+
+// What somebody else does meanwhile is noticed.
+func TestChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, true)
+	f.call(t, migrator.HookBeforeFence)
+	var once sync.Once
+	f.Fail(func(_, path string, _ int) *herokutest.Fault {
+		if !strings.HasSuffix(path, "/dynos") {
+			return nil
+		}
+		once.Do(func() {
+			go func() { // when this request is answered
+				f.Set(map[string]string{"DATABASE_URL": "postgres://else/where"})
+				f.Fail(nil)
+			}()
+		})
+		return &herokutest.Fault{Status: http.StatusServiceUnavailable}
+	})
+	require.Contains(t, f.fail(t, migrator.HookAfterSwitch), "DATABASE_URL is not what it should be")
 }
 
 func TestInspect(t *testing.T) {

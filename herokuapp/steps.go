@@ -38,7 +38,7 @@ func (r *run) needed(s step) bool {
 // do takes a step, if it is needed.
 func (r *run) do(ctx context.Context, s step) error {
 	if s.action == wait {
-		return r.wait(ctx)
+		return r.waitAndLook(ctx)
 	}
 	if s.action == keep {
 		if err := r.mayKeep(); err != nil {
@@ -69,7 +69,7 @@ func (r *run) take(ctx context.Context, a action) error {
 	switch a {
 	case keep:
 		if _, owned := r.owning(); owned {
-			return r.addAttachment(ctx, r.setup.oldAttachment())
+			return r.addAttachment(ctx, r.setup.oldAttachment(), false)
 		}
 		value := r.vars[name]
 		return r.changeVars(ctx, map[string]*string{old: &value})
@@ -82,12 +82,16 @@ func (r *run) take(ctx context.Context, a action) error {
 		return err
 	case detach:
 		return r.removeAttachment(ctx, r.setup.attachment())
-	case set:
-		return r.changeVars(ctx, map[string]*string{name: &r.cfg.URL})
+	case set: // with the copy, if there is none yet: while a release command runs, a second change might begin without the first one
+		vars := map[string]*string{name: &r.cfg.URL}
+		if value := r.vars[name]; !r.setup.attached() && r.needed(r.setup.step(keep)) {
+			vars[old] = &value
+		}
+		return r.changeVars(ctx, vars)
 	case unset:
 		return r.changeVars(ctx, map[string]*string{name: nil})
-	case attach:
-		return r.addAttachment(ctx, r.setup.attachment())
+	case attach: // a release command that fails without a URL takes back that it was unset
+		return r.addAttachment(ctx, r.setup.attachment(), true)
 	case restore: // in one release
 		value := r.vars[old]
 		return r.changeVars(ctx, map[string]*string{name: &value, old: nil})
@@ -97,6 +101,21 @@ func (r *run) take(ctx context.Context, a action) error {
 		}
 		return r.changeVars(ctx, map[string]*string{old: nil})
 	case wait:
+	}
+	return nil
+}
+
+// waitAndLook waits for the dynos and makes sure that they got what they should: config vars are not seen to change before the release
+// command has succeeded.
+func (r *run) waitAndLook(ctx context.Context) error {
+	if err := r.wait(ctx); err != nil || r.reached == nil {
+		return err
+	}
+	if err := r.refresh(ctx); err != nil {
+		return err
+	}
+	if !r.reached() {
+		return fmt.Errorf("the dynos are up with v%d, but %s is not what it should be: somebody else may have changed it, or released another version", r.release, r.cfg.Var)
 	}
 	return nil
 }
@@ -169,10 +188,10 @@ func (r *run) changeVars(ctx context.Context, vars map[string]*string) error {
 	return nil
 }
 
-func (r *run) addAttachment(ctx context.Context, name string) error {
+func (r *run) addAttachment(ctx context.Context, name string, overwrite bool) error {
 	at := attachment{owner: r.setup.Owner}
 	err := r.change(ctx, func(ctx context.Context) (err error) {
-		at.id, err = r.attach(ctx, at.owner, name)
+		at.id, err = r.attach(ctx, at.owner, name, overwrite)
 		return err
 	}, func() bool {
 		there, ok := r.attached[name]

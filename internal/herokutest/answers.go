@@ -99,20 +99,21 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnprocessableEntity, "invalid_params", "Cannot overwrite attachment values "+strings.Join(taken, ", ")+".")
 		return
 	}
-	before := maps.Clone(s.vars)
+	before := s.base()
+	vars := maps.Clone(before)
 	var set, removed []string
 	for _, name := range names {
-		old, there := s.vars[name]
+		old, there := vars[name]
 		switch value := change[name]; {
 		case value == nil && there:
-			delete(s.vars, name)
+			delete(vars, name)
 			removed = append(removed, name)
 		case value != nil && (!there || old != *value):
-			s.vars[name] = *value
+			vars[name] = *value
 			set = append(set, name)
 		}
 	}
-	if !maps.Equal(before, s.vars) {
+	if !maps.Equal(before, vars) {
 		description := ""
 		if len(set) > 0 {
 			description = "Set " + strings.Join(set, ", ")
@@ -121,7 +122,7 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 			description = strings.TrimPrefix(description+", remove "+strings.Join(removed, ", "), ", ")
 		}
 		s.calls = append(s.calls, description)
-		s.release(description + " config vars")
+		s.release(description+" config vars", vars)
 	}
 	s.ok(w, s.config())
 }
@@ -145,12 +146,15 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		App       string `json:"app"`
 		Name      string `json:"name"`
 		Namespace string `json:"namespace"`
+		Confirm   string `json:"confirm"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
 		refuse(w, http.StatusBadRequest, "bad_request", "Unable to parse JSON.")
 		return
 	}
-	_, plain := s.vars[in.Name+"_URL"]
+	vars := maps.Clone(s.base())
+	_, plain := vars[in.Name+"_URL"]
+	taken := plain || slices.ContainsFunc(s.attachments, func(a Attachment) bool { return a.Name == in.Name })
 	switch _, there := s.addons[in.Addon]; {
 	case in.App != s.app.Name:
 		refuse(w, http.StatusNotFound, "not_found", "Couldn't find that app.")
@@ -158,14 +162,16 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "not_found", "Couldn't find that add-on.")
 	case !attachmentName.MatchString(in.Name):
 		refuse(w, http.StatusUnprocessableEntity, "invalid_params", "Name must consist of upper-case letters, digits and underscores.")
-	case plain || slices.ContainsFunc(s.attachments, func(a Attachment) bool { return a.Name == in.Name }):
+	case taken && in.Confirm != s.app.Name:
 		refuse(w, http.StatusLocked, "confirmation_required", "Attaching "+in.Addon+" would overwrite "+in.Name+"_URL. Please confirm.")
 	default:
 		s.ids++
+		s.attachments = slices.DeleteFunc(s.attachments, func(a Attachment) bool { return a.Name == in.Name })
 		a := Attachment{fmt.Sprint("id-", s.ids), in.Name, in.Addon, in.Namespace}
 		s.attachments = append(s.attachments, a)
 		s.calls = append(s.calls, "Attach "+in.Name)
-		s.release("Attach " + in.Name + " (@ref:" + in.Addon + ")")
+		delete(vars, in.Name+"_URL")
+		s.release("Attach "+in.Name+" (@ref:"+in.Addon+")", vars)
 		w.WriteHeader(http.StatusCreated)
 		s.ok(w, s.attachment(a))
 	}
@@ -185,7 +191,7 @@ func (s *Server) detach(w http.ResponseWriter, id string) {
 	}
 	s.attachments = slices.Delete(s.attachments, i, i+1)
 	s.calls = append(s.calls, "Detach "+a.Name)
-	s.release("Detach " + a.Name + " (@ref:" + a.Addon + ")")
+	s.release("Detach "+a.Name+" (@ref:"+a.Addon+")", s.base())
 	s.ok(w, s.attachment(a))
 }
 

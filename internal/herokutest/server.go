@@ -38,7 +38,8 @@ type Release struct {
 	Version     int
 	Description string
 	created     time.Time
-	vars        map[string]string
+	plain       map[string]string // ordinary config vars
+	vars        map[string]string // with those of attachments, as its dynos have them
 }
 
 // Fault is an answer in the place of the proper one.
@@ -57,7 +58,6 @@ type Server struct {
 	mu          sync.Mutex
 	app         App
 	maintenance bool
-	vars        map[string]string // ordinary ones
 	attachments []Attachment
 	addons      map[string]string // name: URL
 	releases    []*Release
@@ -71,8 +71,8 @@ type Server struct {
 // New starts a server, which ends with the test.
 func New(t *testing.T, app App) *Server {
 	t.Helper()
-	s := &Server{app: app, vars: map[string]string{}, addons: map[string]string{}, requests: map[string]int{}}
-	s.releases = []*Release{{Version: 1, Description: "Initial release", created: time.Now().Add(-time.Hour)}}
+	s := &Server{app: app, addons: map[string]string{}, requests: map[string]int{}}
+	s.releases = []*Release{{Version: 1, Description: "Initial release", plain: map[string]string{}, created: time.Now().Add(-time.Hour)}}
 	server := httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(server.Close)
 	s.URL = server.URL
@@ -92,16 +92,19 @@ func (s *Server) Addon(name, url string, attachments ...string) {
 	s.restart()
 }
 
-// Set sets ordinary config vars; nothing checks them.
+// Set sets ordinary config vars; nothing checks them, and no release comes of it.
 func (s *Server) Set(vars map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.Copy(s.vars, vars)
+	maps.Copy(s.releases[len(s.releases)-1].plain, vars)
 	s.restart()
 }
 
 // restart makes what was set up look as if it had been long ago.
-func (s *Server) restart() { s.releases[len(s.releases)-1].vars = s.config() }
+func (s *Server) restart() {
+	latest := s.releases[len(s.releases)-1]
+	latest.vars = s.with(latest.plain)
+}
 
 // OneOff starts a one-off dyno.
 func (s *Server) OneOff(name string) {
@@ -172,9 +175,29 @@ func (s *Server) SetMaintenance(on bool) {
 	s.maintenance = on
 }
 
-// config is every config var: the ordinary ones and those of attachments.
+// config is every config var. A change is not seen before its release command has succeeded, and never if that fails.
 func (s *Server) config() map[string]string {
-	all := maps.Clone(s.vars)
+	for _, r := range slices.Backward(s.releases) {
+		if s.status(r) == "succeeded" {
+			return maps.Clone(r.vars)
+		}
+	}
+	return map[string]string{}
+}
+
+// base is what the next release changes.
+func (s *Server) base() map[string]string {
+	for _, r := range slices.Backward(s.releases) {
+		if s.status(r) != "failed" {
+			return r.plain
+		}
+	}
+	return map[string]string{}
+}
+
+// with adds the config vars of attachments.
+func (s *Server) with(plain map[string]string) map[string]string {
+	all := maps.Clone(plain)
 	for _, a := range s.attachments {
 		url := s.addons[a.Addon]
 		if a.Namespace != "" {
@@ -185,9 +208,9 @@ func (s *Server) config() map[string]string {
 	return all
 }
 
-func (s *Server) release(description string) {
+func (s *Server) release(description string, plain map[string]string) {
 	s.releases = append(s.releases, &Release{
-		Version: len(s.releases) + 1, Description: description, created: time.Now(), vars: s.config(),
+		Version: len(s.releases) + 1, Description: description, created: time.Now(), plain: plain, vars: s.with(plain),
 	})
 }
 
