@@ -188,16 +188,16 @@ func TestMaintenance(t *testing.T) {
 func TestErrorAtEveryRequest(t *testing.T) {
 	t.Parallel()
 	for _, plain := range []bool{false, true} {
-		for _, point := range []migrator.HookPoint{migrator.HookBeforeFence, migrator.HookAfterSwitch, migrator.HookAfterRevert} {
+		for _, before := range [][]migrator.HookPoint{nil, {}, {migrator.HookBeforeFence}, toTarget} {
+			point := migrator.HookAfterSwitch // also without a hook before the fence
+			if before == nil {
+				point = migrator.HookBeforeFence
+			} else if len(before) > 1 {
+				point = migrator.HookAfterRevert
+			}
 			for at := 1; ; at++ {
 				f := newFixture(t, plain)
-				switch point {
-				case migrator.HookAfterSwitch:
-					f.call(t, migrator.HookBeforeFence)
-				case migrator.HookAfterRevert:
-					f.call(t, toTarget...)
-				default:
-				}
+				f.call(t, before...)
 				f.Calls()
 				writes := 0
 				f.Fail(func(method, _ string, _ int) *herokutest.Fault {
@@ -229,6 +229,7 @@ func TestErrorAtEveryRequest(t *testing.T) {
 				f.byHand(t, err.Error())
 				if point == migrator.HookAfterSwitch {
 					f.eventually(t, pooledURL)
+					require.Equal(t, oldURL, f.State().Config["MIGRATOR_OLD_DATABASE_URL"])
 				} else {
 					f.eventually(t, oldURL)
 					require.NotContains(t, f.State().Config, "MIGRATOR_OLD_DATABASE_URL")
