@@ -188,10 +188,31 @@ func (r *run) warnOfOthers(ctx context.Context) {
 			names = append(names, name)
 		}
 	}
+	for _, name := range r.otherApps(ctx) {
+		r.cfg.Logger.WarnContext(ctx, "another application has the old database too: it needs its own switch at the same time", "app", name, "addon", r.setup.Owner.Addon)
+	}
 	if len(names) > 0 {
 		slices.Sort(names)
 		r.cfg.Logger.WarnContext(ctx, "other config vars lead to the old database too, and are left as they are: after the switch, what uses them is refused when it writes, and reads what is old", "app", r.cfg.App, "config_vars", names)
 	}
+}
+
+// otherApps lists applications to which the add-on is attached too, as far as the API key may know.
+func (r *run) otherApps(ctx context.Context) []string {
+	if !r.setup.attached() {
+		return nil
+	}
+	list, err := r.api.AddOnAttachmentListByAddOn(ctx, r.setup.Owner.Addon, all())
+	if err != nil {
+		r.cfg.Logger.WarnContext(ctx, "whether other applications have the old database too is not known", "addon", r.setup.Owner.Addon, "error", r.redact(r.explain(err).Error()))
+	}
+	var names []string
+	for _, at := range list {
+		if at.App.Name != r.cfg.App && !slices.Contains(names, at.App.Name) {
+			names = append(names, at.App.Name)
+		}
+	}
+	return names
 }
 
 func (r *run) afterSwitch(ctx context.Context) error {

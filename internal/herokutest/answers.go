@@ -24,6 +24,10 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	if addon, ok := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/addons/"), "/addon-attachments"); ok && strings.HasPrefix(r.URL.Path, "/addons/") {
+		s.ok(w, s.everywhere(addon))
+		return
+	}
 	what, ok := strings.CutPrefix(r.URL.Path, "/apps/"+s.app.Name)
 	if !ok {
 		refuse(w, http.StatusNotFound, "not_found", "Couldn't find that app.")
@@ -136,6 +140,20 @@ func (s *Server) attachment(a Attachment) any {
 		"id": a.ID, "name": a.Name, "namespace": namespace, "app": map[string]any{"name": s.app.Name},
 		"addon": map[string]any{"id": "addon-" + a.Addon, "name": a.Addon, "app": map[string]any{"name": s.app.Name}},
 	}
+}
+
+// everywhere lists an add-on's attachments, those to other applications too.
+func (s *Server) everywhere(addon string) []any {
+	list := []any{}
+	for _, a := range s.attachments {
+		if a.Addon == addon {
+			list = append(list, s.attachment(a))
+		}
+	}
+	for _, app := range s.shared[addon] {
+		list = append(list, map[string]any{"name": "DATABASE", "app": map[string]any{"name": app}, "addon": map[string]any{"name": addon}})
+	}
+	return list
 }
 
 var attachmentName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)

@@ -59,7 +59,8 @@ type Server struct {
 	app         App
 	maintenance bool
 	attachments []Attachment
-	addons      map[string]string // name: URL
+	addons      map[string]string   // name: URL
+	shared      map[string][]string // name: other applications
 	releases    []*Release
 	oneOff      []string
 	calls       []string
@@ -71,7 +72,7 @@ type Server struct {
 // New starts a server, which ends with the test.
 func New(t *testing.T, app App) *Server {
 	t.Helper()
-	s := &Server{app: app, addons: map[string]string{}, requests: map[string]int{}}
+	s := &Server{app: app, addons: map[string]string{}, shared: map[string][]string{}, requests: map[string]int{}}
 	s.releases = []*Release{{Version: 1, Description: "Initial release", plain: map[string]string{}, created: time.Now().Add(-time.Hour)}}
 	server := httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(server.Close)
@@ -90,6 +91,13 @@ func (s *Server) Addon(name, url string, attachments ...string) {
 		s.attachments = append(s.attachments, Attachment{fmt.Sprint("id-", s.ids), as, name, namespace})
 	}
 	s.restart()
+}
+
+// Share attaches an add-on to another application.
+func (s *Server) Share(addon, app string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shared[addon] = append(s.shared[addon], app)
 }
 
 // Set sets ordinary config vars; nothing checks them, and no release comes of it.
