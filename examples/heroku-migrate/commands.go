@@ -213,7 +213,11 @@ func (p *program) command(ctx context.Context, name migrator.CommandName) error 
 		return err
 	}
 	fields := map[string]any{"ok": true, "message": result.Message}
-	next := nextSteps[name]
+	hook := p.late(ctx, name)
+	if hook != nil {
+		fields["hook"] = hook
+	}
+	next := p.nextSteps(ctx, name, hook)
 	if next != "" {
 		fields["next"] = next
 	}
@@ -222,29 +226,6 @@ func (p *program) command(ctx context.Context, name migrator.CommandName) error 
 		p.out.linef("\n%s", next)
 	}
 	return nil
-}
-
-// nextSteps is what to do after a command.
-var nextSteps = map[migrator.CommandName]string{
-	migrator.CommandSwitch: `Now point the application to PlanetScale:
-
-  heroku config:set DATABASE_URL='postgres://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require' -a your-app
-
-with the URL of the PlanetScale database for your application. DATABASE_URL may be an attachment of the old
-database; Heroku then answers "Cannot overwrite attachment values". Attach the old database by another name, and
-detach that one, first ("heroku addons -a your-app" tells its name):
-
-  heroku addons:attach your-database --as OLD_DATABASE -a your-app
-  heroku addons:detach DATABASE -a your-app
-
-Test the application. Then either
-
-  heroku-migrate complete     # done: removes everything of the migration
-  heroku-migrate revert       # back: the Heroku database takes writes again`,
-	migrator.CommandComplete: `To prove that nothing is left: on both databases, each of these returns 0:
-
-  SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku_migrator_%';
-  SELECT count(*) FROM pg_namespace WHERE nspname = 'heroku_migrator';`,
 }
 
 // abortWithoutJournal cleans a source whose target, and with it the journal, is gone.

@@ -59,6 +59,11 @@ usage: heroku-migrate [flags] command [flags]
       --sequence-margin N set sequences N steps beyond where they are on the source
       --hook PROGRAM      run PROGRAM before the fence, before and after the switch, and after a revert, at most once
                           each; $MIGRATOR_HOOK says which: before_fence, before_switch, after_switch, after_revert
+      --heroku-app NAME   point this application to PlanetScale after the switch, and back after a revert: maintenance
+                          mode, DATABASE_URL, dynos; with an API key in $HEROKU_API_KEY
+      --app-url URL       the URL that it gets, PlanetScale's by port 6432 (default: $APP_DATABASE_URL)
+                          Without a hook, switch and revert print the commands for it: exact ones, if $HEROKU_APP
+                          and $HEROKU_API_KEY are set
   complete                after the switch: remove everything of the migration from both sides
   abort [--force]         before the switch: the same. --force is for a source whose target is gone: with a
                           new, empty database as target, it removes what the lost migration left on the source
@@ -99,7 +104,10 @@ type options struct {
 	noThrottle     bool
 	pgDump         string
 	schemaChanges  string
-	writers, hook  string
+	writers        string
+	hookProgram    string
+	herokuApp      string
+	appURL         string
 	noWayBack      bool
 	sequenceMargin int64
 	logLevel       slog.Level
@@ -115,7 +123,7 @@ func (e usageError) Error() string { return e.text }
 
 // parse reads flags and the command, in any order.
 func parse(args []string) (options, error) {
-	o := options{logLevel: slog.LevelWarn, source: os.Getenv("HEROKU_URL"), target: os.Getenv("PLANETSCALE_URL")}
+	o := options{logLevel: slog.LevelWarn, source: os.Getenv("HEROKU_URL"), target: os.Getenv("PLANETSCALE_URL"), appURL: os.Getenv("APP_DATABASE_URL")}
 	fs := flag.NewFlagSet("heroku-migrate", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&o.source, "source", o.source, "")
@@ -130,7 +138,9 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.noThrottle, "no-throttle", false, "")
 	fs.StringVar(&o.schemaChanges, "schema-changes", string(migrator.SchemaForward), "")
 	fs.StringVar(&o.writers, "writers", string(migrator.WritersWait), "")
-	fs.StringVar(&o.hook, "hook", "", "")
+	fs.StringVar(&o.hookProgram, "hook", "", "")
+	fs.StringVar(&o.herokuApp, "heroku-app", "", "")
+	fs.StringVar(&o.appURL, "app-url", o.appURL, "")
 	fs.BoolVar(&o.noWayBack, "no-way-back", false, "")
 	fs.Int64Var(&o.sequenceMargin, "sequence-margin", 0, "")
 	fs.StringVar(&o.pgDump, "pg-dump", "", "")
@@ -178,10 +188,11 @@ func wantsJSON(args []string) bool {
 
 // flagsOf are the flags that only some commands have.
 var flagsOf = map[string][]string{
-	"run":         {"until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook", "no-way-back", "sequence-margin"},
+	"run":         {"until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook", "heroku-app", "app-url", "no-way-back", "sequence-margin"},
 	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
-	"switch": {"force", "writers", "hook", "no-way-back", "sequence-margin"}, "revert": {"force", "writers", "hook", "no-way-back"},
-	"abort": {"force"}, "verify": {"force"},
+	"switch": {"force", "writers", "hook", "heroku-app", "app-url", "no-way-back", "sequence-margin"},
+	"revert": {"force", "writers", "hook", "heroku-app", "app-url", "no-way-back"},
+	"abort":  {"force"}, "verify": {"force"},
 	"preflight": nil, "pause": nil, "resume": nil, "complete": nil, "help": nil, "version": nil,
 }
 
@@ -193,7 +204,7 @@ func (o *options) check(given map[string]bool) error {
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
-	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers", "hook", "no-way-back", "sequence-margin"} {
+	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers", "hook", "heroku-app", "app-url", "no-way-back", "sequence-margin"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}
@@ -258,6 +269,9 @@ func run(o options, out *output) error {
 		}
 		out.secrets = append(out.secrets, url)
 	}
+	if url, err := pgurl.Parse(o.appURL); err == nil {
+		out.secrets = append(out.secrets, url)
+	}
 	ctx, stop := stoppable(o.command)
 	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
@@ -277,8 +291,8 @@ func run(o options, out *output) error {
 		Throttle: migrator.ThrottleConfig{Off: o.noThrottle},
 	}
 	cutover := migrator.CutoverConfig{Writers: migrator.WriterPolicy(o.writers), SequenceMargin: o.sequenceMargin}
-	if o.hook != "" {
-		cutover.Hook = migrator.CommandHook(o.hook)
+	if cutover.Hook, err = o.hook(log); err != nil {
+		return err
 	}
 	m, err := migrator.New(migrator.Config{
 		Source: src, Target: dst, Logger: log, Copy: copying, SchemaChanges: migrator.SchemaPolicy(o.schemaChanges),
@@ -353,7 +367,7 @@ func stoppable(command string) (context.Context, context.CancelCauseFunc) {
 // hideURLs moves URLs from the arguments, which every user of the machine can read, to the environment, and
 // starts the program again. Where that is not possible it goes on as it is.
 func hideURLs() {
-	names := map[string]string{"source": "HEROKU_URL", "target": "PLANETSCALE_URL"}
+	names := map[string]string{"source": "HEROKU_URL", "target": "PLANETSCALE_URL", "app-url": "APP_DATABASE_URL"}
 	var args []string
 	env, moved := os.Environ(), false
 	for i := 0; i < len(os.Args); i++ {
