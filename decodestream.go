@@ -59,19 +59,21 @@ func (d *decoder) drain(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		d.disconnect()
+		d.disconnect(ctx)
 		// While nothing is read, the server may have ended the connection.
-		if attempt > 1 || ctx.Err() != nil || !(pgconn.Timeout(err) || sqlState(err) == "" || Retryable(err)) || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrLostLead) {
+		again := pgconn.Timeout(err) || sqlState(err) == "" || Retryable(err)
+		if attempt > 1 || !again || ctx.Err() != nil || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrLostLead) {
 			return fmt.Errorf("decode changes on the %s: %w", d.side, err)
 		}
 	}
 }
 
-func (d *decoder) disconnect() {
+// disconnect ends the stream, whatever became of the context.
+func (d *decoder) disconnect(ctx context.Context) {
 	if d.stream == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = d.stream.conn.Close(ctx)
 	d.stream = nil
@@ -86,7 +88,7 @@ func (d *decoder) drainOnce(ctx context.Context) error {
 		return nil
 	}
 	if d.stream != nil && d.stream.slot != slot {
-		d.disconnect()
+		d.disconnect(ctx)
 	}
 	if d.stream == nil {
 		if err := d.connect(ctx, slot); err != nil {
