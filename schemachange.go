@@ -495,13 +495,15 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		known[name] = o
 	}
 	var first, attach []SchemaStep
+	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
 	for _, o := range now {
 		if !silent && (o.Stage == StageForeign || o.Type == "TRIGGER") {
 			o.Stage = StageSwitch
 		}
 		old, ok := known[o.String()]
 		delete(known, o.String())
-		if ok && (old.SQL == o.SQL || o.Type == "TABLE" || o.Type == typeViewData) {
+		same := old.SQL == o.SQL && !(o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name])
+		if ok && (same || o.Type == "TABLE" || o.Type == typeViewData) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -539,6 +541,9 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
 		case ok:
 			step.SQL = replaced(old, o)
+			if o.Type == "FK CONSTRAINT" {
+				anew[o.Schema+"\x00"+o.Name] = true
+			}
 			d.sayf("%s was changed", o)
 		default:
 			d.sayf("%s is new", o)
@@ -574,9 +579,16 @@ func (d *schemaDiff) renamed(o SchemaObject) (name, sql string) {
 	for key, column := range d.columns {
 		parts := strings.Split(key, "\x00")
 		table := pgx.Identifier{parts[0], parts[1]}
-		if strings.Contains(sql, table.Sanitize()) {
-			sql = strings.ReplaceAll(sql, quoteName(parts[2]), quoteName(column))
+		sides := []string{sql}
+		if o.Type == "FK CONSTRAINT" { // two tables may have columns of the same name
+			sides = strings.SplitAfter(sql, " REFERENCES ")
 		}
+		for i, side := range sides {
+			if strings.Contains(side, table.Sanitize()) {
+				sides[i] = strings.ReplaceAll(side, quoteName(parts[2]), quoteName(column))
+			}
+		}
+		sql = strings.Join(sides, "")
 	}
 	for from, to := range d.names {
 		f, t := strings.Split(from, "\x00"), strings.Split(to, "\x00")
