@@ -410,7 +410,7 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 				if w.table.Keyless() {
 					return nil // it is sent whole
 				}
-				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.logColumns(), logName(w.table.ID)), out)
+				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM (%s) AS l) TO STDOUT`, w.table.keyList(""), w.table.logRows()), out)
 				return err
 			},
 			func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
@@ -438,11 +438,11 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 	var list []writtenTable
 	for _, t := range tables {
 		w := writtenTable{table: t}
-		keys := t.logColumns()
+		keys, log := t.keyList(""), "("+t.logRows()+")"
 		if t.Keyless() {
-			keys = "image"
+			keys, log = "image", logName(t.ID)
 		}
-		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s) AS k)`, keys, logName(t.ID))).Scan(&w.keys)
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s AS l) AS k)`, keys, log)).Scan(&w.keys)
 		if err != nil {
 			return nil, err
 		}
