@@ -111,7 +111,7 @@ type call struct {
 
 // do has a command of the migrator's carried out.
 func (d *Dashboard) do(w http.ResponseWriter, r *http.Request, name migrator.CommandName, force bool) {
-	c, refused := d.begin(name, force)
+	c, refused := d.begin(name, force) //nolint:contextcheck // it goes on when whoever asked is gone
 	if refused != nil {
 		d.fail(w, refused)
 		return

@@ -88,7 +88,9 @@ func (f *figures) Collect(ch chan<- prometheus.Metric) {
 	put := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, kind, value, labels...)
 	}
-	gauge := func(d *prometheus.Desc, value float64, labels ...string) { put(d, prometheus.GaugeValue, value, labels...) }
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		put(d, prometheus.GaugeValue, value, labels...)
+	}
 	if v == nil {
 		gauge(descUp, 0)
 		return

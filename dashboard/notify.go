@@ -249,7 +249,7 @@ func (d *Dashboard) milestone(m Milestone, phase migrator.Phase, message string)
 	})
 }
 
-func (s Side) name() string {
+func (s *Side) name() string {
 	if s.Host == nil || s.Database == nil {
 		return ""
 	}

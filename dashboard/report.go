@@ -89,7 +89,7 @@ func (d *Dashboard) report(st Status) *Report {
 		GeneratedAt: time.Now().UTC(), Version: st.Version, MigrationID: st.ID, Outcome: st.Phase, Message: d.redact.text(st.Message),
 		Source: st.Databases.Source, Target: st.Databases.Target, StartedAt: st.StartedAt, SwitchedAt: st.SwitchedAt, CompletedAt: st.CompletedAt,
 		Tables: len(st.Tables), RowsApplied: st.ProgressSignals.ReplicationDelay.RowsApplied, Rounds: st.ProgressSignals.ReplicationDelay.Rounds,
-		TableList: make([]ReportTable, 0, len(st.Tables)), Switch: reportSwitch(st.Status.Report), Revert: reportSwitch(st.RevertReport),
+		TableList: make([]ReportTable, 0, len(st.Tables)), Switch: reportSwitch(st.Report), Revert: reportSwitch(st.RevertReport),
 		Verification: st.Verification, Hooks: append([]migrator.HookStatus{}, st.Hooks...), Failed: append([]migrator.FailedObject{}, st.Failed...),
 		Skipped: append([]string{}, st.Skipped...), Trouble: []Activity{},
 	}

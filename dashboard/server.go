@@ -40,7 +40,9 @@ type route struct {
 
 // table lists every path. Whatever changes something is POST, and needs role operator.
 func (d *Dashboard) table() map[string]route {
-	get := func(h http.HandlerFunc) route { return route{methods: []string{http.MethodGet, http.MethodHead}, handle: h} }
+	get := func(h http.HandlerFunc) route {
+		return route{methods: []string{http.MethodGet, http.MethodHead}, handle: h}
+	}
 	open := func(h http.HandlerFunc) route {
 		r := get(h)
 		r.open = true
@@ -141,7 +143,7 @@ func (d *Dashboard) answer(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", jsonType)
 	w.WriteHeader(status)
-	_, _ = w.Write(append(b, '\n')) // if it fails, whoever asked is gone
+	_, _ = w.Write(append(b, '\n')) //nolint:gosec // JSON, and nosniff. If it fails, whoever asked is gone
 }
 
 // apiError is a refusal, as it is sent.
@@ -199,7 +201,7 @@ func (d *Dashboard) serveReady(w http.ResponseWriter, r *http.Request) {
 	reasons := []string{} // open to everybody: no details
 	if v.status.Unreachable != nil {
 		reasons = append(reasons, "the migration's state cannot be read: see /status")
-	} else if v.status.Status.Message == "the databases were not read yet" {
+	} else if v.status.Message == "the databases were not read yet" {
 		reasons = append(reasons, "the migration's state was not read yet")
 	}
 	if d.ctx.Err() != nil {
@@ -272,7 +274,7 @@ func (d *Dashboard) asset(name string) http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Content-Type", a.mime)
-		w.Header().Set("Etag", a.etag)
+		w.Header().Set("ETag", a.etag)
 		w.Header().Set("Cache-Control", "private, no-cache") // asked for again each time: the answer is 304, or what another version has
 		http.ServeContent(w, r, name, time.Time{}, strings.NewReader(string(a.content)))
 	}

@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -138,7 +139,7 @@ func (d *Dashboard) compose() {
 	v.seq = 1
 	if old := d.view; old != nil {
 		v.seq = old.seq
-		if string(old.body) != string(v.body) || string(old.heads[RoleOperator]) != string(v.heads[RoleOperator]) {
+		if !bytes.Equal(old.body, v.body) || !bytes.Equal(old.heads[RoleOperator], v.heads[RoleOperator]) {
 			v.seq++
 		}
 	}
