@@ -41,7 +41,7 @@ func TestEveryPathNeedsALogin(t *testing.T) {
 			}
 			require.Equal(t, http.StatusUnauthorized, a.status, "%s, %d", path, i)
 			require.Equal(t, "unauthorized", a.json["code"])
-			require.Contains(t, a.header.Get("Www-Authenticate"), "Basic")
+			require.Contains(t, a.header.Get("WWW-Authenticate"), "Basic")
 		}
 	}
 	open := 0
@@ -131,7 +131,7 @@ func TestHostsOwnLogin(t *testing.T) {
 	for _, user := range []string{"", "eve"} {
 		a := s.ask(t, http.MethodGet, "/status", "", as(user))
 		require.Equal(t, http.StatusUnauthorized, a.status)
-		require.Empty(t, a.header.Get("Www-Authenticate"), "the browser is not to ask for a password that there is not")
+		require.Empty(t, a.header.Get("WWW-Authenticate"), "the browser is not to ask for a password that there is not")
 	}
 	s.ask(t, http.MethodGet, "/status", "", as("vera"))
 	require.Eventually(t, func() bool { return s.ask(t, http.MethodGet, "/status", "", as("vera")).json["phase"] == "copying" }, 10*time.Second, 20*time.Millisecond)

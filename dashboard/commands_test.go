@@ -205,7 +205,6 @@ func TestLongCommands(t *testing.T) {
 	require.Equal(t, "verify", s.get(t, "/status").json["running"].(map[string]any)["command"])
 	require.NotContains(t, s.allowed(t), true)
 
-	again := make(chan answer, 1)
 	require.Equal(t, http.StatusAccepted, s.post(t, "/verify").status, "joined")
 	for _, path := range []string{"/switch-traffic", "/verify?force=1", "/abort", "/start-migration", "/reset", "/retry"} {
 		a := s.post(t, path)
@@ -217,7 +216,7 @@ func TestLongCommands(t *testing.T) {
 	require.Equal(t, true, out.json["running"])
 	require.Contains(t, out.json["output"], "public.a: 10 rows")
 
-	go func() { again <- s.post(t, "/verify") }()
+	again := s.later(t, http.MethodPost, "/verify")
 	close(release)
 	<-again
 	require.Eventually(t, func() bool { return s.get(t, "/status").json["running"] == nil }, 10*time.Second, 20*time.Millisecond)
@@ -238,11 +237,8 @@ func TestCloseEndsEverything(t *testing.T) {
 	s := newSite(t, f)
 	s.waitPhase(t, migrator.PhaseReplicating)
 	require.Eventually(t, func() bool { _, runs := f.count(); return runs == 1 }, 10*time.Second, 20*time.Millisecond)
-	command, stream := make(chan answer, 1), make(chan string, 1)
-	go func() { command <- s.post(t, "/verify") }()
-	go func() {
-		stream <- readStream(t, s, "", func(got string) bool { return strings.Contains(got, `"running":{"command":"verify"`) })
-	}()
+	command := s.later(t, http.MethodPost, "/verify")
+	stream := s.followLater(t, func(got string) bool { return strings.Contains(got, `"running":{"command":"verify"`) })
 	<-stream
 	closed := make(chan struct{})
 	go func() {

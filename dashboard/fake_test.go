@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/heroku-migrator/migrator"
@@ -190,27 +191,54 @@ type answer struct {
 
 func (s *site) ask(t *testing.T, method, path, body string, change ...func(*http.Request)) answer {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, s.url+path, strings.NewReader(body))
+	a, err := s.try(t.Context(), method, path, body, change...)
 	require.NoError(t, err)
+	return a
+}
+
+func (s *site) try(ctx context.Context, method, path, body string, change ...func(*http.Request)) (answer, error) {
+	r, err := http.NewRequestWithContext(ctx, method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
 	r.SetBasicAuth("admin", password)
 	for _, c := range change {
 		c(r)
 	}
 	response, err := s.client.Do(r)
-	require.NoError(t, err)
+	if err != nil {
+		return answer{}, err
+	}
 	defer response.Body.Close()
 	b, err := io.ReadAll(response.Body)
-	require.NoError(t, err)
 	a := answer{status: response.StatusCode, header: response.Header, body: string(b)}
-	if strings.HasPrefix(response.Header.Get("Content-Type"), "application/json") && len(b) > 0 {
-		require.NoError(t, json.Unmarshal(b, &a.json), a.body)
+	if err == nil && strings.HasPrefix(response.Header.Get("Content-Type"), "application/json") && len(b) > 0 {
+		err = json.Unmarshal(b, &a.json)
 	}
-	return a
+	return a, err
 }
 
-func (s *site) get(t *testing.T, path string) answer { return s.ask(t, http.MethodGet, path, "") }
+// later asks in the background. An answer that does not come is an empty one.
+func (s *site) later(t *testing.T, method, path string) <-chan answer {
+	t.Helper()
+	out := make(chan answer, 1)
+	go func() {
+		a, err := s.try(t.Context(), method, path, "")
+		assert.NoError(t, err)
+		out <- a
+	}()
+	return out
+}
 
-func (s *site) post(t *testing.T, path string) answer { return s.ask(t, http.MethodPost, path, "") }
+func (s *site) get(t *testing.T, path string) answer {
+	t.Helper()
+	return s.ask(t, http.MethodGet, path, "")
+}
+
+func (s *site) post(t *testing.T, path string) answer {
+	t.Helper()
+	return s.ask(t, http.MethodPost, path, "")
+}
 
 // waitPhase waits until the status shows a phase.
 func (s *site) waitPhase(t *testing.T, phase migrator.Phase) map[string]any {

@@ -2,7 +2,7 @@ package dashboard
 
 import (
 	"context"
-	"io"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -24,30 +25,52 @@ func newRequest(t *testing.T, method, target string) *http.Request {
 // readStream reads events until enough says so. It fails if that does not come.
 func readStream(t *testing.T, s *site, after string, enough func(got string) bool) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	got, err := s.follow(t.Context(), after, enough)
+	require.NoError(t, err, "got so far: %s", got)
+	return got
+}
+
+func (s *site) follow(ctx context.Context, after string, enough func(got string) bool) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/events", nil)
-	require.NoError(t, err)
+	if err != nil {
+		return "", err
+	}
 	r.SetBasicAuth("admin", password)
 	if after != "" {
 		r.Header.Set("Last-Event-ID", after)
 	}
 	response, err := s.client.Do(r)
-	require.NoError(t, err)
+	if err != nil {
+		return "", err
+	}
 	defer response.Body.Close()
-	require.Equal(t, http.StatusOK, response.StatusCode)
-	require.Equal(t, "text/event-stream; charset=utf-8", response.Header.Get("Content-Type"))
+	if kind := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || kind != "text/event-stream; charset=utf-8" {
+		return "", fmt.Errorf("%s, %s", response.Status, kind)
+	}
 	var got []byte
 	part := make([]byte, 64<<10)
 	for !enough(string(got)) {
 		n, err := response.Body.Read(part)
 		got = append(got, part[:n]...)
-		if err != nil {
-			require.ErrorIs(t, err, io.EOF, "got so far: %s", got)
-			require.True(t, enough(string(got)), "the stream ended: %s", got)
+		if err != nil && !enough(string(got)) {
+			return string(got), err
 		}
 	}
-	return string(got)
+	return string(got), nil
+}
+
+// followLater does that in the background.
+func (s *site) followLater(t *testing.T, enough func(got string) bool) <-chan string {
+	t.Helper()
+	out := make(chan string, 1)
+	go func() {
+		got, err := s.follow(t.Context(), "", enough)
+		assert.NoError(t, err)
+		out <- got
+	}()
+	return out
 }
 
 // receiver is a Notifier that remembers.

@@ -38,8 +38,8 @@ func TestMountedUnderAPrefix(t *testing.T) {
 	page := s.get(t, "/")
 	require.Equal(t, http.StatusOK, page.status)
 	require.Contains(t, page.header.Get("Content-Type"), "text/html")
-	require.NotEmpty(t, page.header.Get("Etag"))
-	cached := s.ask(t, http.MethodGet, "/static/index.html", "", func(r *http.Request) { r.Header.Set("If-None-Match", page.header.Get("Etag")) })
+	require.NotEmpty(t, page.header.Get("ETag"))
+	cached := s.ask(t, http.MethodGet, "/static/index.html", "", func(r *http.Request) { r.Header.Set("If-None-Match", page.header.Get("ETag")) })
 	require.Equal(t, http.StatusNotModified, cached.status)
 	require.Equal(t, http.StatusNotFound, s.get(t, "/static/none.js").status)
 	require.Equal(t, "not_found", s.get(t, "/nothing").json["code"])
@@ -117,8 +117,10 @@ func TestOpenAPIDescribesEveryPath(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, newFake())
 	var doc struct {
-		Paths      map[string]map[string]any
-		Components struct{ Schemas map[string]any }
+		Paths      map[string]map[string]any `json:"paths"`
+		Components struct {
+			Schemas map[string]any `json:"schemas"`
+		} `json:"components"`
 	}
 	a := s.get(t, "/openapi.json")
 	require.NoError(t, json.Unmarshal([]byte(a.body), &doc))
@@ -133,7 +135,7 @@ func TestOpenAPIDescribesEveryPath(t *testing.T) {
 		require.Contains(t, doc.Components.Schemas, name[1])
 	}
 	// Every code that is sent is described.
-	codes := a.body[strings.Index(a.body, `"Error"`):]
+	_, codes, _ := strings.Cut(a.body, `"Error"`)
 	for _, code := range []string{"busy", "cutover_blocked", "cutover_override_required", "revert_override_required", "rows_differ", "not_driven", "closing"} {
 		require.Contains(t, codes, `"`+code+`"`)
 	}
@@ -192,7 +194,9 @@ func TestHealthAndReadiness(t *testing.T) {
 	require.JSONEq(t, `{"status":"ok"}`, s.ask(t, http.MethodGet, "/health", "", stranger).body)
 	require.JSONEq(t, `{"ready":true,"reasons":[]}`, s.ask(t, http.MethodGet, "/readyz", "", stranger).body)
 	f.fail(errDown)
-	require.Eventually(t, func() bool { return s.ask(t, http.MethodGet, "/readyz", "", stranger).status == http.StatusServiceUnavailable }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.ask(t, http.MethodGet, "/readyz", "", stranger).status == http.StatusServiceUnavailable
+	}, 10*time.Second, 20*time.Millisecond)
 	a := s.ask(t, http.MethodGet, "/readyz", "", stranger)
 	require.NotContains(t, a.body, "example.com", "it is open to everybody")
 	require.Equal(t, http.StatusOK, s.ask(t, http.MethodGet, "/health", "", stranger).status)
@@ -290,13 +294,13 @@ func TestPreflightIsShared(t *testing.T) {
 	late := s.get(t, "/preflight-checks")
 	require.Equal(t, http.StatusServiceUnavailable, late.status)
 	require.Equal(t, "preflight_running", late.json["code"])
-	answers := make(chan answer, 8)
+	var answers []<-chan answer
 	for range 8 {
-		go func() { answers <- s.get(t, "/preflight-checks") }()
+		answers = append(answers, s.later(t, http.MethodGet, "/preflight-checks"))
 	}
 	close(release)
-	for range 8 {
-		a := <-answers
+	for _, later := range answers {
+		a := <-later
 		require.Equal(t, http.StatusOK, a.status, a.body)
 		require.Equal(t, false, a.json["ok"])
 		require.NotContains(t, a.body, "t4rget-secret")

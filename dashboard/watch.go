@@ -161,6 +161,9 @@ func (d *Dashboard) ended(phase migrator.Phase, message string) {
 // current returns the state for somebody who looks now. It waits for a reading only if what is known is old, and not for long.
 func (d *Dashboard) current(ctx context.Context) *view {
 	d.mu.Lock()
+	if time.Since(d.known.watched) > d.timing.most { // nobody did, so it is read seldom
+		d.wake()
+	}
 	d.known.watched = time.Now()
 	v, fresh := d.view, time.Since(d.known.readAt) < 2*time.Second
 	down := d.known.unreachable != nil
