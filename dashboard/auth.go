@@ -146,7 +146,7 @@ func (g *guesses) failed(client string, now time.Time) {
 	}
 	c, ok := g.clients[client]
 	if !ok && len(g.clients) >= mostGuessers {
-		g.makeRoom(now)
+		g.makeRoom()
 	}
 	if now.Sub(c.last) > forgetAfter {
 		c = guess{}
@@ -159,19 +159,19 @@ func (g *guesses) failed(client string, now time.Time) {
 	g.clients[client] = c
 }
 
-// makeRoom forgets those who gave up, or else one, whichever comes.
-func (g *guesses) makeRoom(now time.Time) {
+// makeRoom forgets the one that gave up first, of some that come by chance: all of them would be too many to look at, time and again.
+func (g *guesses) makeRoom() {
+	const some = 16
+	oldest, when, seen := "", time.Time{}, 0
 	for client, c := range g.clients {
-		if now.Sub(c.last) > forgetAfter {
-			delete(g.clients, client)
+		if seen == 0 || c.last.Before(when) {
+			oldest, when = client, c.last
+		}
+		if seen++; seen == some {
+			break
 		}
 	}
-	for client := range g.clients {
-		if len(g.clients) < mostGuessers {
-			return
-		}
-		delete(g.clients, client)
-	}
+	delete(g.clients, oldest)
 }
 
 func (g *guesses) succeeded(client string) {

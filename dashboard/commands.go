@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -65,12 +66,22 @@ func readParams(w http.ResponseWriter, r *http.Request) (p params, refused *apiE
 	case err != nil:
 		return p, badRequest("the body could not be read")
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err == nil && kind == "application/json" && len(body) > 0 {
+	q := r.URL.Query()
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err == nil && kind == "application/json" && len(body) > 0 {
 		if err := json.Unmarshal(body, &p); err != nil {
 			return p, badRequest(`the body is not like {"force": true, "workers": 2}: %v`, err)
 		}
 	}
-	q := r.URL.Query()
+	if err == nil && kind == "application/x-www-form-urlencoded" { // curl -d force=1
+		form, err := url.ParseQuery(string(body))
+		if err != nil {
+			return p, badRequest("the body is not like force=1&workers=2")
+		}
+		for name, values := range form {
+			q[name] = append(q[name], values...)
+		}
+	}
 	if text := q.Get("force"); text != "" {
 		if p.Force, err = strconv.ParseBool(text); err != nil {
 			return p, badRequest("force: %q is neither 1 nor 0", text)

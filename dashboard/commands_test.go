@@ -40,6 +40,7 @@ func TestEveryCommand(t *testing.T) {
 		{"/switch-traffic", "", asked{migrator.CommandSwitch, false}},
 		{"/switch-traffic?force=1", "", asked{migrator.CommandSwitch, true}},
 		{"/switch-traffic", `{"force": true}`, asked{migrator.CommandSwitch, true}},
+		{"/switch-traffic", "force=1", asked{migrator.CommandSwitch, true}},
 		{"/revert-switch?force=true", "", asked{migrator.CommandRevert, true}},
 		{"/verify", "", asked{migrator.CommandVerify, false}},
 		{"/verify?force=1", "", asked{migrator.CommandVerify, true}},
@@ -47,8 +48,11 @@ func TestEveryCommand(t *testing.T) {
 	} {
 		got = nil
 		a := s.ask(t, http.MethodPost, c.path, c.body, func(r *http.Request) {
-			if strings.HasPrefix(c.body, "{") {
+			switch {
+			case strings.HasPrefix(c.body, "{"):
 				r.Header.Set("Content-Type", "application/json")
+			case strings.Contains(c.body, "="):
+				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 			}
 		})
 		require.Equal(t, http.StatusOK, a.status, "%s: %s", c.path, a.body)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -98,6 +99,8 @@ func (s *site) await(t *testing.T, phase string) map[string]any {
 // succeed posts, and waits for the end of what takes long.
 func (s *site) succeed(t *testing.T, path string) answer {
 	t.Helper()
+	began := time.Now()
+	defer func() { t.Logf("%s: %s", path, time.Since(began).Round(time.Millisecond)) }()
 	a := s.post(t, path)
 	if a.status == http.StatusAccepted {
 		require.Eventually(t, func() bool { return s.get(t, "/status").json["running"] == nil }, 5*time.Minute, 200*time.Millisecond)
@@ -138,6 +141,10 @@ func TestWholeMigrationOverHTTP(t *testing.T) {
 	_, err := shop.Seed(t.Context(), c, 0.05)
 	require.NoError(t, err)
 	require.NoError(t, execute(t, p.source, `CREATE TABLE notes (id int PRIMARY KEY, text text); INSERT INTO notes VALUES (1, 'from the source')`))
+
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 3, shop.Options{Rate: 60, Seed: 6})
+	require.NoError(t, err)
+	defer writers.Stop()
 
 	s, stop := p.process(t)
 	st := s.await(t, "waiting")
@@ -199,16 +206,19 @@ func TestWholeMigrationOverHTTP(t *testing.T) {
 	st = s.await(t, "switched")
 	require.NotNil(t, st["switched_at"])
 	require.Error(t, execute(t, p.source, `INSERT INTO notes VALUES (3, 'too late')`))
+	writers.Redirect(p.target.URL)
 	require.NoError(t, execute(t, p.target, `INSERT INTO notes VALUES (3, 'on the target')`))
 	require.Equal(t, "wrong_phase", s.post(t, "/abort").json["code"])
 
 	s.succeed(t, "/revert-switch")
 	s.await(t, "replicating")
 	require.Equal(t, int64(3), count(t, p.source, `SELECT count(*) FROM notes`), "what was written on the target came back")
+	writers.Redirect(p.source.URL)
 	require.NoError(t, execute(t, p.source, `INSERT INTO notes VALUES (4, 'on the source again')`))
 
 	s.succeed(t, "/switch-traffic?force=1")
 	s.await(t, "switched")
+	writers.Redirect(p.target.URL)
 	require.Equal(t, int64(4), count(t, p.target, `SELECT count(*) FROM notes`))
 	a = s.succeed(t, "/cleanup")
 	if a.status == http.StatusOK {
@@ -218,6 +228,8 @@ func TestWholeMigrationOverHTTP(t *testing.T) {
 	require.NotNil(t, st["completed_at"])
 	require.NotNil(t, st["started_at"])
 	require.NotNil(t, st["switch_report"])
+	require.Positive(t, writers.Stop().Committed)
+	require.NoError(t, writers.CheckLedger(t.Context(), p.target.Connect(t)), "everything that was committed anywhere is on the target")
 	for _, db := range []*pgtest.Database{p.source, p.target} {
 		require.Zero(t, count(t, db, `SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator%') + (SELECT count(*) FROM pg_namespace WHERE nspname = 'heroku_migrator')`))
 	}
@@ -249,6 +261,25 @@ func TestWholeMigrationOverHTTP(t *testing.T) {
 			require.NotContains(t, body, passwordOf(t, db.URL), path)
 		}
 	}
+}
+
+// A run-book in shell, of the kind that was written for the tool before this one.
+func TestRunbook(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("there is no curl here")
+	}
+	p := newPair(t)
+	require.NoError(t, execute(t, p.source, `CREATE TABLE notes (id int PRIMARY KEY); INSERT INTO notes SELECT generate_series(1, 1000)`))
+	s, _ := p.process(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "testdata/runbook.sh")
+	cmd.Env = append(os.Environ(), "MIGRATOR="+s.url, "PASSWORD="+password)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "phase completed")
+	require.Equal(t, int64(1000), count(t, p.target, `SELECT count(*) FROM notes`))
 }
 
 func passwordOf(t *testing.T, url string) string {

@@ -2,9 +2,11 @@ package dashboard
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -173,6 +175,51 @@ func TestStreamResumes(t *testing.T) {
 		})
 		require.NotEmpty(t, messagesOf(got, "status"))
 	}
+}
+
+// Packed or not, an event arrives when it is sent.
+func TestStreamPacked(t *testing.T) {
+	t.Parallel()
+	f := newFake()
+	f.set(migrator.PhaseCopying, manyTables(1000))
+	s := newSite(t, f)
+	s.waitPhase(t, migrator.PhaseCopying)
+	sizes := map[string]int{}
+	for _, encoding := range []string{"gzip", "identity"} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/events", nil)
+		require.NoError(t, err)
+		r.SetBasicAuth("admin", password)
+		r.Header.Set("Accept-Encoding", encoding) // the client does not unpack then
+		response, err := s.client.Do(r)
+		require.NoError(t, err)
+		counted := &counter{r: response.Body}
+		var in io.Reader = counted
+		if encoding == "gzip" {
+			require.Equal(t, "gzip", response.Header.Get("Content-Encoding"))
+			in, err = gzip.NewReader(counted)
+			require.NoError(t, err)
+		}
+		sc := bufio.NewScanner(in)
+		sc.Buffer(nil, 4<<20)
+		for sc.Scan() && !strings.HasPrefix(sc.Text(), "data: {") {
+			require.Less(t, len(sc.Text()), 100)
+		}
+		require.Contains(t, sc.Text(), "table_with_an_ordinary_name_0999")
+		sizes[encoding] = counted.n
+		response.Body.Close()
+	}
+	require.Less(t, sizes["gzip"]*5, sizes["identity"])
+}
+
+type counter struct {
+	r io.Reader
+	n int
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += n
+	return n, err
 }
 
 func TestStreamsAreBounded(t *testing.T) {
