@@ -205,18 +205,17 @@ func (d *Dashboard) carryOut(c *call, name migrator.CommandName) {
 		last.Message = result.Message
 	}
 	c.result = last
-	outcome := "done"
+	outcome, level := "done", "info"
 	switch {
 	case err == nil:
 		d.say.Info("command done", "command", c.name, "message", last.Message)
 	case errors.As(err, new(*migrator.RefusedError)):
-		outcome = "refused"
-		d.note("warning", migrator.Event{Kind: migrator.EventCommand, Phase: v.status.Phase, Message: c.name + ": " + last.Message})
+		outcome, level = "refused", "warning"
 	default:
-		outcome = "failed"
+		outcome, level = "failed", "error"
 		d.say.Warn("command failed", "command", c.name, "error", last.Message)
-		d.note("error", migrator.Event{Kind: migrator.EventCommand, Phase: v.status.Phase, Message: c.name + ": " + last.Message})
 	}
+	d.note(level, migrator.Event{Kind: migrator.EventCommand, Phase: v.status.Phase, Message: c.name + ": " + last.Message})
 	d.metrics.commands.WithLabelValues(c.name, outcome).Inc()
 	if name == migrator.CommandVerify {
 		d.verify.end(last.Message)

@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/heroku-migrator/migrator"
@@ -45,10 +46,25 @@ func (d *Dashboard) listen(events <-chan migrator.Event) {
 		} else if e.Kind != migrator.EventTable {
 			waiting = ""
 		}
-		d.note(level, e)
+		if e.Kind != migrator.EventCommand || !d.isOurs(e) {
+			d.note(level, e)
+		}
 		d.notifyOf(e)
 		d.wake()
 	}
+}
+
+// isOurs tells whether an event is about a command that came through this dashboard, which notes its end itself.
+func (d *Dashboard) isOurs(e migrator.Event) bool {
+	name, _, _ := strings.Cut(e.Message, ":")
+	const lately = 5 * time.Second
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.known.running; c != nil && c.name == name {
+		return true
+	}
+	last := d.known.last
+	return last != nil && last.Command == name && time.Since(last.Ended) < lately && e.At.Before(last.Ended)
 }
 
 // note adds an activity.

@@ -272,6 +272,10 @@ func (d *Dashboard) notifyOf(e migrator.Event) {
 	case migrator.EventPhase:
 		d.notices.forgetFailures()
 		switch e.Phase { //nolint:exhaustive // the others are none
+		case migrator.PhaseConfiguring:
+			if d.cfg.HostRuns { // else it was told by whoever started it
+				d.milestone(MilestoneStarted, e.Phase, "the migration has been started")
+			}
 		case migrator.PhaseRebuildingIndexes:
 			d.milestone(MilestoneCopied, e.Phase, "every row is copied; indexes and constraints are being built")
 		case migrator.PhaseReplicating:

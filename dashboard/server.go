@@ -95,13 +95,17 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
-	if r.URL.Path == "" {
+	name := r.URL.Path
+	if mount, _, _ := strings.Cut(r.RequestURI, "?"); name == "" && !strings.HasSuffix(mount, "/") {
 		d.redirect(w, r)
 		return
 	}
-	rt, found := d.routes[r.URL.Path]
-	if name, ok := strings.CutPrefix(r.URL.Path, "/static/"); ok {
-		rt, found = route{methods: []string{http.MethodGet, http.MethodHead}, handle: d.asset(name)}, true
+	if !strings.HasPrefix(name, "/") { // the slash was taken away with the prefix
+		name = "/" + name
+	}
+	rt, found := d.routes[name]
+	if part, ok := strings.CutPrefix(name, "/static/"); ok {
+		rt, found = route{methods: []string{http.MethodGet, http.MethodHead}, handle: d.asset(part)}, true
 	}
 	role := RoleViewer
 	if !rt.open {

@@ -66,6 +66,21 @@ func TestRedirectsToTheSlash(t *testing.T) {
 	to, err := r.URL.Parse(w.Header().Get("Location"))
 	require.NoError(t, err)
 	require.Equal(t, "/deep/tool/", to.Path)
+
+	// However the prefix is taken away, what is below it is found.
+	for prefix, target := range map[string]string{"/": "/health", "/deep/": "/deep/health", "/deep": "/deep/health", "": "/health"} {
+		w := newRecorder()
+		http.StripPrefix(prefix, s.Dashboard).ServeHTTP(w, newRequest(t, http.MethodGet, target))
+		require.Equal(t, http.StatusOK, w.Code, "%q", prefix)
+	}
+	for prefix, target := range map[string]string{"/": "/", "/deep/": "/deep/", "/deep": "/deep/", "": "/"} {
+		w := newRecorder()
+		r := newRequest(t, http.MethodGet, target)
+		r.SetBasicAuth("admin", password)
+		http.StripPrefix(prefix, s.Dashboard).ServeHTTP(w, r)
+		require.Equal(t, http.StatusOK, w.Code, "%q", prefix)
+		require.Contains(t, w.Body.String(), "<!doctype html>")
+	}
 }
 
 func TestHeadersOfEveryAnswer(t *testing.T) {
@@ -345,7 +360,8 @@ func TestNoSecretLeaves(t *testing.T) {
 		}
 	}
 	require.Contains(t, bodies["/logs"], "***")
-	require.Contains(t, bodies["/status"], `"phase":"error"`)
+	require.Contains(t, bodies["/status"], `"phase":"copying"`, "what failed is tried again")
+	require.Contains(t, bodies["/status"], "***")
 }
 
 // A password that is a word of the interface does not break it.

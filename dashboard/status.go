@@ -164,6 +164,9 @@ func (k *known) shown(hostRuns bool) (st migrator.Status, reasons []string) {
 		if k.run.err != nil && !k.run.active && !hostRuns && st.Phase != migrator.PhaseError {
 			runError(st.Phase)
 		}
+		if st.Phase == migrator.PhaseError && st.FailedPhase != "" && k.run.active { // the run begins with that
+			st.Phase, st.FailedPhase, st.Error, st.Message = st.FailedPhase, "", nil, "trying again"
+		}
 		if st.Waiting == nil {
 			st.Waiting = k.run.waiting
 		}

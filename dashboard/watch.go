@@ -114,7 +114,7 @@ func (d *Dashboard) observe(st *migrator.Status, at time.Time) {
 		d.say.Info("a migration is recorded; going on with it", "phase", string(st.Phase))
 		d.startRun()
 	}
-	if w := st.Waiting; w != nil && k.run.active && time.Since(w.Since) > d.timing.long && !w.Since.Equal(k.longWait) {
+	if w := st.Waiting; w != nil && (k.run.active || d.cfg.HostRuns) && time.Since(w.Since) > d.timing.long && !w.Since.Equal(k.longWait) {
 		k.longWait = w.Since
 		d.milestone(MilestoneWaiting, st.Phase, fmt.Sprintf("waiting for %s: %s", time.Since(w.Since).Round(time.Second), w.Reason))
 	}
