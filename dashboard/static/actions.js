@@ -10,11 +10,11 @@ export const actions = {
   retry: { label: 'Try again', doing: 'Trying again' },
   'retry-indexes': { label: 'Try the failed objects again', permit: 'retry', doing: 'Trying the failed objects again' },
   verify: { label: 'Compare every row', forced: 'Send these tables again', doing: 'Comparing every row', consent: (status, force) => (force ? resend(status) : null) },
-  switch: { label: 'Switch traffic…', forced: 'Switch all the same…', danger: true, doing: 'Switching', consent: switching },
-  revert: { label: 'Revert the switch…', forced: 'Revert, and lose rows…', danger: true, doing: 'Reverting', consent: reverting },
-  complete: { label: 'Complete the migration…', danger: true, doing: 'Completing', consent: completing },
-  abort: { label: 'Abort…', danger: true, doing: 'Aborting', consent: aborting },
-  reset: { label: 'Start over…', danger: true, doing: 'Starting over', consent: resetting },
+  switch: { label: 'Switch traffic…', forced: 'Switch all the same…', doing: 'Switching', consent: switching },
+  revert: { label: 'Revert the switch…', forced: 'Revert, and lose rows…', doing: 'Reverting', consent: reverting },
+  complete: { label: 'Complete the migration…', doing: 'Completing', consent: completing },
+  abort: { label: 'Abort…', ends: true, doing: 'Aborting', consent: aborting },
+  reset: { label: 'Start over…', ends: true, doing: 'Starting over', consent: resetting },
 };
 
 // permission tells whether a command makes sense now: {allowed, reason}.

@@ -14,7 +14,7 @@ const commands = {
   && heroku addons:detach DATABASE -a ${v.app} \\
   && heroku config:set DATABASE_URL="$(heroku config:get PLANETSCALE_URL -a ${v.migrator})" -a ${v.app}`,
   'cmd-set': (v) => `heroku config:set DATABASE_URL="$(heroku config:get PLANETSCALE_URL -a ${v.migrator})" -a ${v.app}`,
-  'cmd-check': (v) => `heroku config:get DATABASE_URL -a ${v.app}\nheroku logs --tail -a ${v.app}`,
+  'cmd-check': (v) => `heroku config:get DATABASE_URL -a ${v.app} | sed 's/.*@//'   # its host, without the password\nheroku logs --tail -a ${v.app}`,
   'cmd-back': (v) => `heroku config:unset DATABASE_URL -a ${v.app} \\
   && heroku addons:attach ${v.addon} --as DATABASE -a ${v.app} \\
   && heroku addons:detach OLD_DATABASE -a ${v.app}`,
@@ -86,11 +86,13 @@ export function drawAfter(status) {
   show(byId('names'), at);
   show(byId('outside'), at);
   byId('outside').dataset.at = at ?? '';
-  setText(byId('after-revert-title'), at === 'reverted' ? 'Point your application back to Heroku' : 'If you go back to Heroku');
+  setText(byId('outside-title'), { switched: 'Point your application to PlanetScale', completed: 'What is left to do', reverted: 'Point your application back to Heroku' }[at] ?? '');
+  setText(byId('after-revert-title'), at === 'reverted' ? 'The commands' : 'If you go back to Heroku');
   if (byId('after-revert').dataset.at !== at) {
     byId('after-revert').dataset.at = at ?? '';
     byId('after-revert').open = at === 'reverted';
   }
+  show(byId('revert-first'), at === 'switched');
   const box = byId('app-moved');
   box.dataset.at = status.switched_at ?? '';
   box.checked = appMoved(status);

@@ -41,7 +41,9 @@ export class Live {
     this.state = 'connecting';
     this.heard = Date.now(); // when the server was last heard of
     this.lastLog = this.lastActivity = 0;
-    this.pollTimer = this.retryTimer = 0;
+    this.retryTimer = 0;
+    this.pause = 0; // the timer until the next status is read
+    this.text = null; // what was heard meanwhile
   }
 
   start() {
@@ -65,16 +67,29 @@ export class Live {
     const on = (kind, take) => source.addEventListener(kind, (event) => {
       this.heard = Date.now();
       this.set('live');
-      take(JSON.parse(event.data));
+      take(event.data);
     });
-    on('status', (data) => this.handlers.status(data));
-    on('log', (data) => this.logs(data));
-    on('activity', (data) => this.activity(data));
+    on('status', (text) => this.soon(text));
+    on('log', (text) => this.logs(JSON.parse(text)));
+    on('activity', (text) => this.activity(JSON.parse(text)));
     source.onerror = () => {
       // The browser connects again by itself, unless the server answered with something else than a stream.
       if (source.readyState === EventSource.CLOSED) this.retryTimer = setTimeout(() => this.connect(), this.state === 'lost' ? 3000 : 30_000);
       this.poll();
     };
+  }
+
+  // soon reads the latest status, a few times a second at most: however fast they come, the others are not even parsed.
+  soon(text) {
+    this.text = text;
+    if (this.pause) return;
+    const read = () => {
+      const latest = this.text;
+      this.text = null;
+      this.pause = latest === null ? 0 : setTimeout(read, 250);
+      if (latest !== null) this.handlers.status(JSON.parse(latest));
+    };
+    read();
   }
 
   logs(entries) {

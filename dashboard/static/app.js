@@ -57,9 +57,8 @@ function drawTop() {
     const key = JSON.stringify([db?.host, db?.port, db?.database, db?.version, writes]);
     if (card.dataset.key === key) continue;
     card.dataset.key = key;
-    const before = status.phase === 'waiting' || status.phase === 'aborted';
     card.replaceChildren(endpoint(side, db), el('div', { class: 'db-facts' }, db?.version ? el('span', {}, `Postgres ${printable(db.version)}`) : null,
-      writes === side && !(before && side === 'target') ? el('span', { class: 'chip good' }, icon('ok'), 'Takes writes') : null));
+      writes === side && db?.database ? el('span', { class: 'chip good' }, icon('ok'), 'Takes writes') : null));
   }
   const at = stepNumber(status);
   list(byId('steps'), steps, (s) => s, (s) => el('li', {}, el('span', { class: 'step-mark' }), el('span', { class: 'step-name' }, s), el('span', { class: 'offscreen' })),
@@ -102,6 +101,7 @@ function drawNow() {
   list(byId('now-reasons'), guided.reasons, (t) => t, (t) => el('li', {}, el('bdi', {}, printable(t))));
   show(byId('now-reasons'), guided.reasons.length);
   setText(byId('now-next'), guided.next);
+  setText(byId('now-cost-label'), guided.costLabel);
   setText(byId('now-cost'), guided.cost);
   show(byId('now-next-box'), guided.next);
   show(byId('now-cost-box'), guided.cost);
@@ -156,7 +156,7 @@ function drawActions() {
 function drawButtons(box, names) {
   list(box, names, (n) => n, (n) => {
     const [name, force] = [n.replace('!', ''), n.endsWith('!')];
-    return el('button', { type: 'button', class: `button${actions[name].danger ? ' quiet-danger' : ''}`, 'data-command': n, onclick: () => perform(name, force) }, (force && actions[name].forced) || actions[name].label);
+    return el('button', { type: 'button', class: `button${actions[name].ends || force ? ' quiet-danger' : ''}`, 'data-command': n, onclick: () => perform(name, force) }, (force && actions[name].forced) || actions[name].label);
   }, (node, n) => {
     const may = permission(status, n.replace('!', ''));
     node.disabled = !may.allowed || Boolean(status.running || asked);
@@ -205,6 +205,8 @@ async function perform(name, force) {
 async function run(name, force) {
   asked = { command: name };
   byId('result').hidden = true;
+  // The button is about to be disabled, and a keyboard must not lose its place.
+  if (byId('now-actions').contains(document.activeElement)) byId('now-title').focus({ preventScroll: true });
   schedule();
   try {
     const answer = await command(name, force);
@@ -324,7 +326,10 @@ byId('result-close').addEventListener('click', () => {
 });
 startOverview();
 startAfter(schedule);
-startTabs(schedule);
+startTabs(() => {
+  if (shownTab() === 'logs') logFeed.shown();
+  schedule();
+});
 live.start();
 setInterval(schedule, 1000); // for what counts seconds
 setInterval(readVerification, 2000);

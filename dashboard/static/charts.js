@@ -5,7 +5,7 @@ import { none, duration, time } from './format.js';
 const span = 15 * 60 * 1000; // what is kept and shown at most, in ms
 const shortest = 2 * 60 * 1000;
 const height = 132;
-const margin = { top: 10, right: 8, bottom: 20, left: 58 };
+const margin = { top: 10, right: 8, bottom: 20, left: 66 };
 
 // niceCeiling is the next 1, 2, 2.5 or 5 times a power of ten.
 function niceCeiling(v) {
@@ -76,7 +76,7 @@ export class Chart {
       const at = Math.round(y((top * i) / 2)) + 0.5;
       place(line, { x1: margin.left, x2: width - margin.right, y1: at, y2: at });
       place(this.yLabels[i], { x: margin.left - 8, y: at + 4 });
-      setText(this.yLabels[i], this.format((top * i) / 2));
+      setText(this.yLabels[i], this.format((top * i) / 2).replace('.0 ', ' '));
     });
     this.xLabels.forEach((label, i) => place(label, { x: i ? width - margin.right : margin.left, y: height - 4 }));
     setText(this.xLabels[0], `${duration((end - begin) / 1000)} ago`);

@@ -67,7 +67,8 @@ export function ask(consent, databases, run) {
       form.removeEventListener('submit', submit);
       input.removeEventListener('input', refresh);
       cancel.removeEventListener('click', close);
-      opener?.isConnected && !opener.hidden ? opener.focus() : byId('now-title').focus();
+      // What was asked for is told at the top; its button may be gone.
+      (!done && opener?.isConnected ? opener : byId('now-title')).focus();
       resolve(done);
     };
     const close = () => dialog.close();
@@ -90,9 +91,10 @@ function fill(id, items, make) {
 
 // showError tells why something was refused.
 export function showError(box, error) {
-  const reasons = (error.reasons ?? []).filter((r) => !error.message.includes(r));
+  const reasons = error.reasons?.length > 1 ? error.reasons : []; // a single one is in the message
   const text = error.name === 'TimeoutError' ? 'The server has not answered. It may have begun all the same: look at what the page says before you try again.'
-    : error instanceof TypeError ? 'The server could not be reached. It may have begun all the same: look at what the page says before you try again.' : error.message;
+    : error instanceof TypeError ? 'The server could not be reached. It may have begun all the same: look at what the page says before you try again.'
+      : reasons.length ? 'It was refused:' : error.message;
   box.replaceChildren(el('p', {}, printable(text)), reasons.length ? el('ul', {}, reasons.map((r) => el('li', {}, printable(r)))) : '');
   show(box, true);
 }

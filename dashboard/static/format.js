@@ -21,7 +21,7 @@ export function bytes(n) {
     n /= 1000;
     unit++;
   }
-  return `${Math.abs(n) >= 100 || unit === 0 ? Math.round(n) : n.toFixed(1)} ${units[unit]}`;
+  return `${Math.abs(n) >= 100 || unit === 0 || n === 0 ? Math.round(n) : n.toFixed(1)} ${units[unit]}`;
 }
 
 export const byteRate = (n) => (isNumber(n) ? `${bytes(n)}/s` : none);
@@ -31,6 +31,7 @@ export const rowRate = (n) => (isNumber(n) ? `${shortCount(n)}/s` : none);
 export function percent(n) {
   if (!isNumber(n)) return none;
   if (n >= 99.95 && n < 100) return '99.9%'; // not done is not 100
+  if (n > 0 && n < 0.05) return 'less than 0.1%';
   return n > 0 && n < 10 || n > 99 && n < 100 ? `${n.toFixed(1)}%` : `${Math.round(n)}%`;
 }
 
@@ -45,7 +46,7 @@ export function duration(seconds) {
   if (minutes < 100) return `${minutes} min`;
   const hours = seconds / 3600;
   if (hours < 48) return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, '0')} min`;
-  return `${one.format(hours / 24)} days`;
+  return hours < 2400 ? `${one.format(hours / 24)} days` : 'more than 100 days';
 }
 
 export const nanoseconds = (n) => (isNumber(n) ? duration(n / 1e9) : none);

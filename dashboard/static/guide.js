@@ -9,6 +9,8 @@ const stepOf = {
   switched: 4, cleaning_up: 5, completed: 6,
 };
 
+const switchCost = 'Writes are refused for about a second while the last changes move; after that PlanetScale takes them. Until your application uses it, its writes to Heroku fail, and reading goes on.';
+
 const undisturbed = 'Your application goes on writing to Heroku; nothing is blocked.';
 
 // stepNumber is the step under way, from 0; 6 when all are done. A migration in error stands where it failed.
@@ -22,11 +24,11 @@ export function stepNumber(status) {
   return done.preflight ? 1 : 0;
 }
 
-// guide returns {tone, title, sentence, next, cost, primary, secondary: [commands], reasons}. tone is busy, ask, good, warn, bad or idle. A primary of
+// guide returns {tone, title, sentence, next, cost, costLabel, primary, secondary: [commands], reasons}. tone is busy, ask, good, warn, bad or idle. A primary of
 // {command} asks for that command, {show} leads to a part of the page, {link} to a file.
 export function guide(status, view) {
   const tell = guides[status.phase] ?? unknown;
-  const told = { tone: 'busy', title: '', sentence: '', next: '', cost: '', primary: null, secondary: [], reasons: [], ...tell(status, view) };
+  const told = { tone: 'busy', title: '', sentence: '', next: '', cost: '', primary: null, secondary: [], reasons: [], costLabel: 'What it costs', ...tell(status, view) };
   if (status.state === 'paused' && ['starting', 'configuring', 'ready_to_copy', 'copying', 'rebuilding_indexes', 'replicating'].includes(status.phase)) {
     Object.assign(told, {
       tone: 'warn', title: 'Paused',
@@ -41,9 +43,11 @@ export function guide(status, view) {
 
 const unknown = (status) => ({ title: status.phase, sentence: status.message, tone: 'idle' });
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 const copied = (status) => {
   const b = status.progress_signals.byte_weighted;
-  return `${percent(b.percent)} is copied, ${bytes(b.copied_bytes)} of ${bytes(b.total_bytes)}.`;
+  return `${capital(percent(b.percent))} is copied, ${bytes(b.copied_bytes)} of ${bytes(b.total_bytes)}.`;
 };
 
 const guides = {
@@ -92,7 +96,7 @@ const guides = {
 
   copying(status) {
     const { throughput_eta: speed } = status.progress_signals;
-    const left = speed.eta_seconds === null || speed.eta_seconds === undefined ? '' : ` About ${duration(speed.eta_seconds)} left at ${byteRate(speed.bytes_per_second)}.`;
+    const left = speed.eta_seconds === null || speed.eta_seconds === undefined ? '' : ` ${capital(`about ${duration(speed.eta_seconds)}`.replace('about more', 'more'))} left at ${byteRate(speed.bytes_per_second)}.`;
     return {
       title: 'Copying rows', sentence: `${copied(status)}${left}`,
       next: 'Nothing to do. You can close this page: what is copied stays copied, through restarts too.',
@@ -120,7 +124,7 @@ const guides = {
     tone: 'good', title: 'The migration is complete',
     sentence: `Your data lives on PlanetScale. Nothing of the migrator is left on either database.${withoutWrites(status)}`,
     next: 'Keep the report, prove that nothing is left, then remove what you do not need any more: see below.',
-    cost: 'The old database takes writes again: make sure that nothing uses it any more.',
+    costLabel: 'Mind', cost: 'The old database takes writes again: make sure that nothing uses it any more.',
     primary: { link: 'export/report.html', label: 'Download the report' }, secondary: ['reset'],
   }),
 
@@ -168,7 +172,7 @@ function replicating(status) {
   if (ready.level === 'warning') {
     return {
       tone: 'warn', title: 'In sync, with something to settle', sentence: `${following} Something is missing on PlanetScale that the switch can do without.`,
-      next: 'See “Readiness”. You can switch without what is missing, and make it later by hand.', cost: undisturbed,
+      next: 'See “Readiness”. You can switch without what is missing, and make it later by hand.', cost: v ? switchCost : undisturbed,
       primary: v ? { command: 'switch', force: true } : { command: 'verify' }, secondary: [...(v ? ['verify'] : ['switch']), ...secondary],
     };
   }
@@ -182,7 +186,7 @@ function replicating(status) {
   return {
     tone: 'good', title: behind ? 'Catching up' : 'In sync, and verified', sentence: `${following} ${plural(v.rows, 'row')} in ${plural(v.tables, 'table')} were compared and are the same.`,
     next: behind ? 'Switch when you are ready: it first waits until PlanetScale has caught up.' : 'Switch when you are ready.',
-    cost: 'Writes are refused from the switch until your application uses PlanetScale; reading goes on. Moving the last changes takes about a second.',
+    cost: switchCost,
     primary: { command: 'switch' }, secondary: ['verify', ...secondary],
   };
 }

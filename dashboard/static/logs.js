@@ -21,22 +21,36 @@ class Feed {
     this.empty = byId(`${prefix}-empty`);
     this.follow = byId(`${prefix}-follow`);
     this.following = true;
+    this.top = 0;
     this.search.addEventListener('input', () => this.redraw());
     this.level.addEventListener('change', () => this.redraw());
     this.follow?.addEventListener('click', () => this.setFollow(!this.following));
-    // Scrolling away from the end stops following, and scrolling back resumes it.
-    if (this.follow) this.box.addEventListener('scroll', () => { if (this.box.clientHeight) this.setFollow(this.atEnd(), true); }, { passive: true });
+    if (this.follow) this.box.addEventListener('scroll', () => this.scrolled(), { passive: true });
+  }
+
+  // scrolled: going up stops following, and coming back to the end resumes it.
+  scrolled() {
+    const top = this.box.scrollTop;
+    if (top < this.top - 2) this.setFollow(false);
+    else if (this.atEnd()) this.setFollow(true);
+    this.top = top;
   }
 
   atEnd() { return this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40; }
 
-  setFollow(on, scrolled) {
+  setFollow(on) {
     this.following = on;
-    setAttr(this.follow, 'aria-pressed', on);
-    if (on && !scrolled) this.toEnd();
+    setAttr(this.follow, 'aria-pressed', String(on));
+    if (on) this.toEnd();
   }
 
-  toEnd() { this.box.scrollTop = this.box.scrollHeight; }
+  toEnd() {
+    this.box.scrollTop = this.box.scrollHeight;
+    this.top = this.box.scrollTop;
+  }
+
+  // shown is called when the list comes into sight: before, there was nothing to scroll.
+  shown() { if (this.follow && this.following) this.toEnd(); }
 
   add(entries) {
     this.entries.push(...entries);

@@ -1,6 +1,6 @@
 // The grid of tables. Only the rows in sight exist, and each cell is patched only if its text changes: a thousand tables cost as much as ten.
 import { byId, el, icon, name, printable, setAttr, setText, show } from './dom.js';
-import { byteRate, bytes, count, duration, none, percent, plural } from './format.js';
+import { byteRate, bytes, count, duration, none, percent, plural, shortCount } from './format.js';
 
 const states = ['copying', 'indexing', 'pending', 'indexed', 'live']; // in the order of interest
 const stateWords = { pending: 'Waiting', copying: 'Copying', indexing: 'Indexing', indexed: 'Copied', live: 'Live' };
@@ -94,11 +94,11 @@ export class Tables {
   }
 
   draw() {
-    if (!this.scroller.clientHeight) return; // not in sight
+    if (!this.scroller.offsetParent) return; // not in sight
     const height = narrow.matches ? 88 : 42;
+    this.body.style.height = `${this.shown.length * height}px`;
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - spare);
     const n = Math.min(this.shown.length - first, Math.ceil(this.scroller.clientHeight / height) + 2 * spare);
-    this.body.style.height = `${this.shown.length * height}px`;
     while (this.rows.length < n) {
       const row = newRow();
       this.rows.push(row);
@@ -137,14 +137,16 @@ function fill(row, t) {
     setText(row.word, stateWords[t.state] ?? t.state);
     cells.state.replaceChildren(icon(stateIcons[t.state]), row.word);
   }
-  setText(cells.rows, count(t.rows_copied + (t.rows_in_flight ?? 0)));
+  setText(cells.rows, (narrow.matches ? shortCount : count)(t.rows_copied + (t.rows_in_flight ?? 0)));
   setText(cells.bytes, bytes(t.bytes_total));
   const p = done(t);
   row.bar.style.transform = `scaleX(${p / 100})`;
   setText(row.part, percent(p));
   setText(cells.rate, t.bytes_per_second ? byteRate(t.bytes_per_second) : none);
+  setAttr(cells.rate, 'data-none', !t.bytes_per_second);
   setText(cells.left, t.state === 'copying' ? duration(t.eta_seconds) : none);
   setText(cells.format, t.format || none);
   setText(cells.checked, checkedWords[t.checked]);
   setAttr(cells.checked, 'data-checked', t.checked);
+  setAttr(cells.checked, 'data-none', t.checked === 'unknown');
 }

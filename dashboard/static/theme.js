@@ -16,7 +16,9 @@
   apply();
 
   const label = (button) => {
-    button.querySelector('.theme-name').textContent = { auto: 'Auto', dark: 'Dark', light: 'Light' }[choice] ?? 'Auto';
+    const name = { auto: 'Auto', dark: 'Dark', light: 'Light' }[choice] ?? 'Auto';
+    button.querySelector('.theme-name').textContent = name;
+    button.setAttribute('aria-label', `Theme: ${name}`);
   };
   document.addEventListener('DOMContentLoaded', () => {
     const button = document.getElementById('theme');
