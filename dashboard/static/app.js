@@ -17,6 +17,8 @@ let guided = null; // what the guide says of it
 let asked = null; // the command that this page has asked for and not heard of
 let dismissed = null; // the result that was put away
 let frame = 0;
+let skew = 0; // how far the server's clock is before this one's, in ms
+const serverNow = () => Date.now() + skew;
 const preflight = { loading: false, findings: null, error: null, checkedAt: null, stale: false };
 const tables = new Tables(), logFeed = logs(), activityFeed = activity();
 const schemaChanges = [];
@@ -57,7 +59,7 @@ function drawTop() {
     const key = JSON.stringify([db?.host, db?.port, db?.database, db?.version, writes]);
     if (card.dataset.key === key) continue;
     card.dataset.key = key;
-    card.replaceChildren(endpoint(side, db), el('div', { class: 'db-facts' }, db?.version ? el('span', {}, `Postgres ${printable(db.version)}`) : null,
+    card.replaceChildren(endpoint(side, db), el('div', { class: 'db-facts' }, db?.version ? el('span', {}, `Postgres ${printable(db.version).split(' ')[0]}`) : null,
       writes === side && db?.database ? el('span', { class: 'chip good' }, icon('ok'), 'Takes writes') : null));
   }
   const at = stepNumber(status);
@@ -164,28 +166,39 @@ function drawButtons(box, names) {
   });
 }
 
+// What these do is told by the phase.
+const plain = ['start', 'copy', 'pause', 'resume', 'retry', 'reset'];
+
 // drawCommand tells of the command under way, and what became of the last.
 function drawCommand() {
   const now = status.running ?? asked;
   show(byId('running'), now);
   if (now) {
-    const since = now.since ? Math.max(0, (Date.now() - Date.parse(now.since)) / 1000) : 0;
+    const since = now.since ? Math.max(0, (serverNow() - Date.parse(now.since)) / 1000) : 0;
     setText(byId('running-text'), `${actions[now.command]?.doing ?? now.command}…${since > 2 ? ` for ${duration(since)}` : ''}`);
   }
   const last = status.last_command;
-  const fresh = last && last.ended && last.ended !== dismissed && Date.now() - Date.parse(last.ended) < 10 * 60_000;
-  if (fresh && byId('result').dataset.ended !== last.ended) {
-    result(last.success, last.message, last.reasons);
-    byId('result').dataset.ended = last.ended;
+  const box = byId('result');
+  const age = last?.ended ? serverNow() - Date.parse(last.ended) : Infinity;
+  const worthTelling = last?.ended && !(last.success && plain.includes(last.command));
+  if (worthTelling && last.ended !== dismissed && age < (last.success ? 60_000 : 600_000) && box.dataset.ended !== last.ended) {
+    box.dataset.ended = last.ended;
+    if (last.success) succeeded(last.message);
+    else failed(Object.assign(new Error(last.message), { reasons: last.reasons }));
   }
+  if (box.dataset.ended && last?.success && age > 60_000) show(box, false); // an error stays until it is put away
 }
 
-function result(good, message, reasons = []) {
-  const box = byId('result');
-  setAttr(box, 'class', `note ${good ? 'good' : 'bad'}`);
-  if (good) byId('result-text').replaceChildren(icon('ok'), ' ', printable(message.charAt(0).toUpperCase() + message.slice(1)));
-  else showError(byId('result-text'), Object.assign(new Error(message), { reasons }));
-  show(box, true);
+function succeeded(message) {
+  setAttr(byId('result'), 'class', 'note good');
+  byId('result-text').replaceChildren(icon('ok'), ' ', printable(message.charAt(0).toUpperCase() + message.slice(1)));
+  show(byId('result'), true);
+}
+
+function failed(error) {
+  setAttr(byId('result'), 'class', 'note bad');
+  showError(byId('result-text'), error);
+  show(byId('result'), true);
 }
 
 async function perform(name, force) {
@@ -195,10 +208,7 @@ async function perform(name, force) {
     if (consent) await ask(consent, status.databases, send);
     else await send();
   } catch (error) {
-    const box = byId('result');
-    setAttr(box, 'class', 'note bad');
-    showError(byId('result-text'), error);
-    show(box, true);
+    failed(error);
   }
 }
 
@@ -210,13 +220,11 @@ async function run(name, force) {
   schedule();
   try {
     const answer = await command(name, force);
-    if (!answer.accepted && answer.message) result(true, answer.message);
+    if (!answer.accepted && answer.message && !plain.includes(name)) succeeded(answer.message);
     if (name === 'reset') checkDatabases();
   } catch (error) {
     if (!byId('dialog').open && actions[name].consent) { // it was closed meanwhile
-      setAttr(byId('result'), 'class', 'note bad');
-      showError(byId('result-text'), error);
-      show(byId('result'), true);
+      failed(error);
       return;
     }
     throw error;
@@ -280,6 +288,7 @@ const live = new Live({
     const phase = status?.phase;
     fresh.tables ??= [];
     status = fresh;
+    skew = Date.parse(fresh.at) - Date.now() || 0;
     record(fresh);
     if (phase !== fresh.phase && (fresh.phase === 'waiting' || (fresh.phase === 'error' && !fresh.failed_phase))) checkDatabases();
     if (!opened) {

@@ -74,7 +74,7 @@ const guides = {
       };
     }
     if (warning) {
-      return { ...start, tone: 'warn', title: 'Ready to start, with something to read', sentence: `Preflight has ${plural(warning, 'warning')}. The migration goes on all the same; read them before.`, next: 'Read the warnings, then start.' };
+      return { ...start, tone: 'warn', title: 'Ready to start, with something to read', sentence: `Preflight has ${plural(warning, 'warning')}. The migration goes on all the same; read ${warning === 1 ? 'it' : 'them'} first.`, next: 'Read what “Checks” says, then start.' };
     }
     return { ...start, tone: 'ask', title: 'Ready to start', sentence: 'Both databases were checked, and nothing is in the way.', next: 'Start the migration.' };
   },

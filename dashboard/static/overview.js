@@ -57,7 +57,7 @@ export function drawOverview(status) {
   const phase = status.phase === 'error' ? status.failed_phase : status.phase;
   const wanted = shownIn[phase] ?? [];
   for (const [key, chart] of Object.entries(charts)) {
-    show(chart.element, wanted.includes(key) && (key !== 'back' || status.way_back?.enabled) && (chart.points.length || status.phase === phase));
+    show(chart.element, wanted.includes(key) && (key !== 'back' || status.way_back?.enabled) && chart.points.length);
     chart.draw();
   }
   show(byId('charts-panel'), [...byId('charts').children].some((c) => !c.hidden));
