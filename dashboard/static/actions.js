@@ -33,7 +33,7 @@ function sample(status) {
 const tables = (status) => plural(status.tables.length, 'table');
 
 function switching(status, force) {
-  const soft = force ? status.cutover_readiness.soft_blockers : [];
+  const soft = (force && status.cutover_readiness.soft_blockers) || [];
   return {
     title: force ? 'Switch to PlanetScale all the same?' : 'Switch to PlanetScale?',
     intro: force ? 'You are about to switch although something is missing on PlanetScale:' : 'From this moment on, PlanetScale is the database that takes writes.',

@@ -1,5 +1,6 @@
 // What is to be done outside of this page: pointing the application to its new database, or back, and clearing up at the end.
 import { byId, copyButton, el, setAttr, setText, show } from './dom.js';
+import { phaseOf } from './guide.js';
 
 const fields = {
   app: { id: 'app-name', empty: 'YOUR-APP', valid: /^[a-z][a-z0-9-]{0,29}$/ },
@@ -77,7 +78,7 @@ function fill() {
 }
 
 export function drawAfter(status) {
-  const { phase } = status;
+  const phase = phaseOf(status);
   const reverted = phase === 'replicating' && status.revert_report && Date.parse(status.revert_report.at) > 0;
   const at = { switched: 'switched', cleaning_up: null, completed: 'completed' }[phase] ?? (reverted ? 'reverted' : null);
   show(byId('after-switch'), at === 'switched');

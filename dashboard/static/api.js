@@ -62,6 +62,7 @@ export class Live {
 
   connect() {
     clearTimeout(this.retryTimer);
+    this.retryTimer = 0;
     this.source?.close();
     const source = this.source = new EventSource('events');
     const on = (kind, take) => source.addEventListener(kind, (event) => {
@@ -127,6 +128,7 @@ export class Live {
       const quiet = this.source?.readyState === EventSource.OPEN;
       this.heard = Date.now();
       this.handlers.status(status);
+      if (this.state === 'lost' && this.source?.readyState === EventSource.CLOSED) this.connect(); // it is back
       this.set(quiet ? 'live' : 'polling');
       if (!quiet) {
         if (this.source?.readyState === EventSource.CLOSED && !this.retryTimer) this.retryTimer = setTimeout(() => this.connect(), 30_000);

@@ -5,7 +5,7 @@ import { command, get, Live } from './api.js';
 import { ask, endpoint, showError } from './dialogs.js';
 import { announce, byId, el, icon, list, printable, setAttr, setText, show } from './dom.js';
 import { count, duration, moment, percent, time } from './format.js';
-import { figures, guide, stepNumber, steps } from './guide.js';
+import { figures, guide, stepNumber, steps, takesWrites } from './guide.js';
 import { activity, logs } from './logs.js';
 import { drawOverview, drawVerifyOutput, record, startOverview } from './overview.js';
 import { drawPreflight } from './preflight.js';
@@ -52,7 +52,7 @@ function draw() {
 }
 
 function drawTop() {
-  const writes = ['switched', 'cleaning_up', 'completed'].includes(status.phase) && status.switch_report ? 'target' : 'source';
+  const writes = takesWrites(status);
   for (const side of ['source', 'target']) {
     const db = status.databases?.[side];
     const card = byId(`${side}-card`);
@@ -66,7 +66,7 @@ function drawTop() {
   list(byId('steps'), steps, (s) => s, (s) => el('li', {}, el('span', { class: 'step-mark' }), el('span', { class: 'step-name' }, s), el('span', { class: 'offscreen' })),
     (node, s) => {
       const i = steps.indexOf(s);
-      const state = status.phase === 'aborted' ? 'todo' : i < at ? 'done' : i === at ? (status.phase === 'error' ? 'failed' : 'current') : 'todo';
+      const state = i < at ? 'done' : i === at ? (status.phase === 'error' ? 'failed' : 'current') : 'todo';
       if (node.dataset.state === state) return;
       node.dataset.state = state;
       setAttr(node, 'aria-current', state === 'current' || state === 'failed' ? 'step' : null);

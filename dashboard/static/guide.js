@@ -13,9 +13,19 @@ const switchCost = 'Writes are refused for about a second while the last changes
 
 const undisturbed = 'Your application goes on writing to Heroku; nothing is blocked.';
 
-// stepNumber is the step under way, from 0; 6 when all are done. A migration in error stands where it failed.
+// phaseOf is the phase, or that which failed.
+export const phaseOf = (status) => (status.phase === 'error' ? status.failed_phase : status.phase);
+
+// takesWrites is the side that the application may write to.
+export function takesWrites(status) {
+  const phase = phaseOf(status);
+  return phase === 'switched' || phase === 'completed' || (phase === 'cleaning_up' && status.goal === 'completed') ? 'target' : 'source';
+}
+
+// stepNumber is the step under way, from 0; 6 when all are done, -1 when it is given up. A migration in error stands where it failed.
 export function stepNumber(status) {
-  const phase = status.phase === 'error' ? status.failed_phase : status.phase;
+  const phase = phaseOf(status);
+  if (phase === 'aborted' || status.goal === 'aborted') return -1;
   if (phase in stepOf) return stepOf[phase];
   const done = status.progress_signals?.event_checklist ?? {};
   if (done.switched) return 4;
@@ -38,8 +48,19 @@ export function guide(status, view) {
       primary: { command: 'resume' }, secondary: [],
     });
   }
+  const doing = underWay[status.running?.command];
+  if (doing) Object.assign(told, { tone: 'busy', primary: null, secondary: [], reasons: [] }, doing);
   return told;
 }
+
+// underWay is what the longer commands say while they run.
+const underWay = {
+  verify: { title: 'Comparing every row', next: 'Nothing to do: it may take a while, and goes on if you close this page.', cost: `Both databases read all tables once, table by table. ${undisturbed}` },
+  switch: { title: 'Switching', sentence: 'PlanetScale catches up first. Then writes are refused, and the last changes and all sequences move.', next: 'Have the new DATABASE_URL at hand.', cost: 'Writes are refused at the end, for about a second. If anything fails before, they are allowed again.' },
+  revert: { title: 'Going back to Heroku', sentence: 'What was written to PlanetScale is brought to Heroku, which then takes writes again.', next: 'Nothing to do yet.', cost: 'Writes are refused at the end, for about a second.' },
+  complete: { title: 'Completing', next: 'Nothing to do.' },
+  abort: { title: 'Aborting', next: 'Nothing to do.', cost: 'Each table is locked for less than a second.' },
+};
 
 const unknown = (status) => ({ title: status.phase, sentence: status.message, tone: 'idle' });
 
@@ -118,7 +139,7 @@ const guides = {
   replicating,
   switched,
 
-  cleaning_up: () => ({ title: 'Cleaning up', sentence: 'The triggers and everything else of the migrator are removed from both databases, one table at a time.', next: 'Nothing to do.', cost: 'Each table is locked for less than a second.' }),
+  cleaning_up: (status) => ({ title: status.goal === 'aborted' ? 'Aborting' : 'Completing', sentence: 'The triggers and everything else of the migrator are removed from both databases, one table at a time.', next: 'Nothing to do.', cost: 'Each table is locked for less than a second.' }),
 
   completed: (status) => ({
     tone: 'good', title: 'The migration is complete',
@@ -145,7 +166,8 @@ const guides = {
       tone: 'bad', title: failed ? `${plural(failed, 'object')} could not be built` : 'Something went wrong',
       sentence: failed ? 'All that could be built is there. What failed is listed under “Failed objects”, with the reason.' : 'The migration has stopped and needs you:',
       next: 'Remove the cause, then try again. What is done stays done, and changes go on being captured.',
-      cost: status.failed_phase === 'switched' || status.failed_phase === 'cleaning_up' ? 'PlanetScale takes the writes of your application.' : undisturbed,
+      cost: takesWrites(status) === 'target' ? 'PlanetScale takes the writes of your application.' : undisturbed,
+      secondary: status.failed_phase === 'switched' ? ['revert', 'complete'] : [],
       reasons: failed ? [] : [status.error || status.message || 'The last step failed.'], primary: { command: failed ? 'retry-indexes' : 'retry' },
     };
   },
@@ -165,7 +187,7 @@ function replicating(status) {
     const differs = v?.differences?.length;
     const primary = !differs ? null : v.resent ? { command: 'verify', label: 'Compare every row again' } : { command: 'verify', force: true };
     return {
-      tone: 'bad', title: 'The switch has to wait', sentence: `${following} ${plural(ready.hard_blockers.length, 'reason speaks', 'reasons speak')} against a switch.`,
+      tone: 'bad', title: 'The switch has to wait', sentence: `${following} ${plural(ready.hard_blockers?.length ?? 0, 'reason speaks', 'reasons speak')} against a switch.`,
       next: primary ? 'See the reasons under “Readiness”, and resolve them.' : 'See the reasons under “Readiness”. Some go away by themselves.', cost: undisturbed, primary, secondary,
     };
   }

@@ -3,6 +3,7 @@
 import { Chart } from './charts.js';
 import { byId, el, icon, list, name, printable, setAttr, setText, show } from './dom.js';
 import { byteRate, bytes, count, duration, moment, nanoseconds, percent, plural, rowRate } from './format.js';
+import { phaseOf } from './guide.js';
 
 const charts = {
   speed: new Chart({ title: 'Copy throughput', format: byteRate, series: [{ label: 'Speed', area: true }, { label: 'Average' }], least: 1e6 }),
@@ -54,7 +55,7 @@ function restore(id) {
 }
 
 export function drawOverview(status) {
-  const phase = status.phase === 'error' ? status.failed_phase : status.phase;
+  const phase = phaseOf(status);
   const wanted = shownIn[phase] ?? [];
   for (const [key, chart] of Object.entries(charts)) {
     show(chart.element, wanted.includes(key) && (key !== 'back' || status.way_back?.enabled) && chart.points.length);
