@@ -186,7 +186,7 @@ function drawCommand() {
     if (last.success) succeeded(last.message);
     else failed(Object.assign(new Error(last.message), { reasons: last.reasons }));
   }
-  if (box.dataset.ended && last?.success && age > 60_000) show(box, false); // an error stays until it is put away
+  if (last?.success && box.dataset.ended && (now || age > 60_000)) show(box, false); // an error stays until it is put away
 }
 
 function succeeded(message) {
