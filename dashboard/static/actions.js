@@ -42,7 +42,7 @@ function switching(status, force) {
     happens: [
       `On Heroku, INSERT, UPDATE, DELETE and TRUNCATE are refused with “permission denied” by triggers on ${tables(status)}, whoever writes. Reading goes on. Privileges are not touched.`,
       'Transactions that have written are waited for, three seconds at most. If one does not end, writes are allowed again and nothing has happened.',
-      'The last changes and all sequences are brought to PlanetScale, which is then opened for writes. That takes about a second.',
+      'The last changes and all sequences are brought to PlanetScale, which is then opened for writes. That usually takes about a second.',
       ...(soft.length ? ['What is missing on PlanetScale stays missing. You can make it later by hand.'] : []),
       'Until your application has the new DATABASE_URL, its writes fail. This page shows the commands next.',
     ],

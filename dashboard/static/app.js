@@ -167,7 +167,7 @@ function drawButtons(box, names) {
 }
 
 // What these do is told by the phase.
-const plain = ['start', 'copy', 'pause', 'resume', 'retry', 'reset'];
+const plain = ['start', 'copy', 'pause', 'resume', 'retry', 'reset', 'complete', 'abort'];
 
 // drawCommand tells of the command under way, and what became of the last.
 function drawCommand() {

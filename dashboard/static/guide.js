@@ -1,6 +1,6 @@
 // What the page says at a glance: where the migration is, what happens now, what to do next, and what that costs.
 // Pure functions of the status: nothing here touches the page.
-import { bytes, byteRate, count, duration, nanoseconds, percent, plural } from './format.js';
+import { bytes, byteRate, count, duration, moment, nanoseconds, percent, plural } from './format.js';
 
 export const steps = ['Check', 'Set up', 'Copy', 'Follow', 'Switch', 'Complete'];
 
@@ -9,7 +9,7 @@ const stepOf = {
   switched: 4, cleaning_up: 5, completed: 6,
 };
 
-const switchCost = 'Writes are refused for about a second while the last changes move; after that PlanetScale takes them. Until your application uses it, its writes to Heroku fail, and reading goes on.';
+const switchCost = 'Writes are refused while the last changes move, usually for about a second; after that PlanetScale takes them. Until your application uses it, its writes to Heroku fail, and reading goes on.';
 
 const undisturbed = 'Your application goes on writing to Heroku; nothing is blocked.';
 
@@ -206,7 +206,7 @@ function replicating(status) {
     };
   }
   return {
-    tone: 'good', title: behind ? 'Catching up' : 'In sync, and verified', sentence: `${following} ${plural(v.rows, 'row')} in ${plural(v.tables, 'table')} were compared and are the same.`,
+    tone: 'good', title: behind ? 'Catching up' : 'In sync, and verified', sentence: `${following} ${plural(v.rows, 'row')} in ${plural(v.tables, 'table')} were the same on both sides at ${moment(v.at)}.`,
     next: behind ? 'Switch when you are ready: it first waits until PlanetScale has caught up.' : 'Switch when you are ready.',
     cost: switchCost,
     primary: { command: 'switch' }, secondary: ['verify', ...secondary],
