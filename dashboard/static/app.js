@@ -147,7 +147,7 @@ function drawActions() {
   if (status.phase === 'replicating' && status.cutover_readiness.level === 'warning' && primary?.command !== 'switch') also.push('switch!');
   if (status.phase === 'switched' && status.way_back?.error) also.push('revert!');
   drawButtons(byId('secondary'), viewer ? [] : also.filter((n) => !(n === 'switch' && status.cutover_readiness.level === 'warning')));
-  drawButtons(byId('ending'), viewer ? [] : ['abort', 'reset'].filter((n) => permission(status, n).allowed && primary?.command !== n && !also.includes(n)));
+  drawButtons(byId('ending'), viewer ? [] : ['abort', 'reset'].filter((n) => (permission(status, n).allowed || (status.running && byId('ending').querySelector(`[data-command="${n}"]`))) && primary?.command !== n && !also.includes(n)));
   const why = viewer ? (status.read_only ? 'This dashboard is read-only: it shows the migration, and nothing can be changed here.' : 'You are a viewer: you see everything, and an operator can change it.')
     : primary?.command && !may.allowed && !status.running && !asked ? `“${labelOf(primary.command, primary.force, primary.label) || actions[primary.command].label}” cannot be done now: ${may.reason}` : '';
   show(byId('now-why'), why);
@@ -203,7 +203,8 @@ function failed(error) {
 
 async function perform(name, force) {
   const consent = actions[name].consent?.(status, force);
-  const send = () => run(name, consent?.force ?? force);
+  // The dialog need not stay until the end: it closes as soon as the server says that the command is under way.
+  const send = () => new Promise((resolve, reject) => { run(name, consent?.force ?? force, resolve).then(resolve, reject); });
   try {
     if (consent) await ask(consent, status.databases, send);
     else await send();
@@ -212,8 +213,8 @@ async function perform(name, force) {
   }
 }
 
-async function run(name, force) {
-  asked = { command: name };
+async function run(name, force, begun) {
+  asked = { command: name, begun };
   byId('result').hidden = true;
   // The button is about to be disabled, and a keyboard must not lose its place.
   if (byId('now-actions').contains(document.activeElement)) byId('now-title').focus({ preventScroll: true });
@@ -289,6 +290,7 @@ const live = new Live({
     fresh.tables ??= [];
     status = fresh;
     skew = Date.parse(fresh.at) - Date.now() || 0;
+    if (asked && fresh.running?.command === asked.command) asked.begun();
     record(fresh);
     if (phase !== fresh.phase && (fresh.phase === 'waiting' || (fresh.phase === 'error' && !fresh.failed_phase))) checkDatabases();
     if (!opened) {

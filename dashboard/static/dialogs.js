@@ -1,5 +1,5 @@
 // The one dialog: explains an action on the databases it concerns, and asks for a word to be typed.
-import { byId, el, name, printable, setText, show } from './dom.js';
+import { byId, el, icon, name, printable, setText, show } from './dom.js';
 
 // endpoint describes one of the databases in words.
 export function endpoint(side, db) {
@@ -95,7 +95,7 @@ export function showError(box, error) {
   const text = error.name === 'TimeoutError' ? 'The server has not answered. It may have begun all the same: look at what the page says before you try again.'
     : error instanceof TypeError ? 'The server could not be reached. It may have begun all the same: look at what the page says before you try again.'
       : reasons.length ? 'It was refused:' : error.message;
-  box.replaceChildren(el('p', {}, printable(text)), reasons.length ? el('ul', {}, reasons.map((r) => el('li', {}, printable(r)))) : '');
+  box.replaceChildren(el('p', {}, icon('danger'), ' ', printable(text.charAt(0).toUpperCase() + text.slice(1))), reasons.length ? el('ul', {}, reasons.map((r) => el('li', {}, printable(r)))) : '');
   show(box, true);
 }
 
