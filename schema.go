@@ -232,7 +232,9 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 		FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace JOIN rel r ON r.oid = s.stxrelid
 		UNION ALL
 		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
-		       CASE WHEN t.tgparentid <> 0 THEN '' ELSE format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname) END,
+		       CASE WHEN t.tgparentid = 0 THEN format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname)
+			ELSE format('DO $undo$ BEGIN ALTER TABLE ONLY %I.%I DISABLE TRIGGER %I; EXCEPTION WHEN undefined_object OR undefined_table THEN NULL; END $undo$',
+			            r.nspname, r.relname, t.tgname) END, -- the clone of a root's trigger, which may stay
 		       t.tgenabled IN ('A', 'R') OR EXISTS (
 			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
 			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R')), false

@@ -612,6 +612,9 @@ func dropping(o SchemaObject) string {
 		if o.Undo == "" {
 			return ""
 		}
+		if strings.HasPrefix(o.Undo, "DO ") { // the clone of a trigger, which is now in the state that clones have
+			return strings.Replace(o.Undo, " DISABLE TRIGGER ", " ENABLE TRIGGER ", 1)
+		}
 		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, o.Undo)
 	}
 	return ""
