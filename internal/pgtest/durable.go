@@ -172,7 +172,7 @@ func (c *durableConn) passRequests(at func(*DurableWrite) bool) {
 		unit = append(unit, message...)
 		switch body := message[5:]; message[0] {
 		case 'Q':
-			statements = append(statements, strings.Split(string(bytes.TrimRight(body, "\x00")), ";")...)
+			statements = append(statements, strings.Split(quoted.ReplaceAllString(string(bytes.TrimRight(body, "\x00")), "$$$$"), ";")...)
 		case 'P': // parse: name, statement
 			parts := bytes.SplitN(body, []byte{0}, 3)
 			statements = append(statements, string(parts[1]))
@@ -265,6 +265,7 @@ var (
 	ends   = regexp.MustCompile(`(?i)^\s*(commit|end|prepare\s+transaction)\b`)
 	sets   = regexp.MustCompile(`(?i)\bsetval\(`)
 	writes = regexp.MustCompile(`(?i)^\s*(insert|update|delete|merge|truncate|create|alter|drop|comment|grant|revoke|copy\s.*\sfrom\b)|^\s*with\b.*\b(insert|update|delete)\b|\blo_(create|put|unlink|from_bytea)\(`)
+	quoted = regexp.MustCompile(`(?s)\$(\w*)\$.*?\$(\w*)\$`) // the bodies of functions
 	spaces = regexp.MustCompile(`\s+`)
 )
 

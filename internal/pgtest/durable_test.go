@@ -45,6 +45,7 @@ func TestDurableProxy(t *testing.T) {
 	}
 	exec(`CREATE TABLE t (a int)`)
 	exec(`CREATE SEQUENCE s`)
+	exec(`CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN INSERT INTO t VALUES (9); END; $$; COMMENT ON TABLE t IS 'one message, one write'`)
 	exec(`SELECT a FROM t FOR UPDATE`) // reads
 	exec(`INSERT INTO t VALUES ($1)`, 1)
 	tx, err := c.Begin(ctx)
@@ -68,7 +69,7 @@ func TestDurableProxy(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 2, n)
 	require.Equal(t, []string{
-		"CREATE TABLE t (a int)", "CREATE SEQUENCE s", "INSERT INTO t VALUES ($1)", "SELECT setval('s', 7)", "SELECT setval('s', 7)",
+		"CREATE TABLE t (a int)", "CREATE SEQUENCE s", "COMMENT ON TABLE t IS 'one message, one write'", "INSERT INTO t VALUES ($1)", "SELECT setval('s', 7)", "SELECT setval('s', 7)",
 		"DELETE FROM t WHERE a = $1", `copy "t" ( "a" ) from stdin binary`,
 	}, seen)
 
