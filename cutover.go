@@ -367,7 +367,7 @@ func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table
 		notify(cfg.OnEvent, Event{Kind: EventWaiting, Message: err.Error()})
 		pause := backoff(report.FenceAttempts, 500*time.Millisecond, 4*time.Second)
 		if time.Now().Add(pause).After(deadline) || cfg.Writers == WritersGiveUp {
-			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid)), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
+			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid); prepared ones with ROLLBACK PREPARED), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return began, err

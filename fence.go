@@ -194,7 +194,7 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err != nil {
 		return fmt.Errorf("fence the %s: %w", g.side, err)
 	}
-	if len(slow) > 0 && !cfg.Terminate {
+	if len(slow) > 0 && (!cfg.Terminate || slices.ContainsFunc(slow, func(w writer) bool { return w.prepared })) {
 		return g.inTheWay(slow)
 	}
 	err = g.change(ctx, func(tx pgx.Tx) error {
@@ -221,31 +221,39 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 // writer is a transaction that holds a lock for writing.
 type writer struct {
 	transaction string // virtual transaction
+	prepared    bool   // no session has it, so none can be terminated
 	description string
 }
+
+// preparedTransaction describes the one that holds lock l of pg_locks. Which it is, its lock on its own number tells.
+const preparedTransaction = `coalesce((
+	SELECT format('prepared transaction %L (%s, prepared %s s ago; end it with COMMIT PREPARED or ROLLBACK PREPARED)', p.gid, p.owner,
+	              round(extract(epoch FROM clock_timestamp() - p.prepared)))
+	FROM pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+	WHERE x.locktype = 'transactionid' AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction LIMIT 1),
+	'a transaction that has just ended')`
 
 // openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age. So may
 // those that have used large objects: writers and readers lock pg_largeobject (2613) alike, and whoever drops an
 // object locks that.
 func (g gate) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
 	rows, err := g.pool.Query(ctx, `
-		SELECT l.virtualtransaction, min(coalesce(
+		SELECT l.virtualtransaction, bool_or(l.pid IS NULL), min(CASE WHEN a.pid IS NOT NULL THEN
 		       format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename, coalesce(nullif(a.application_name, ''), 'no application name'),
-		              round(extract(epoch FROM clock_timestamp() - a.xact_start))),
-		       format('prepared transaction %s', (SELECT string_agg(p.gid, ', ') FROM pg_prepared_xacts p WHERE p.database = current_database()))))
+		              round(extract(epoch FROM clock_timestamp() - a.xact_start))) ELSE `+preparedTransaction+` END)
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 		  AND ((l.locktype = 'object' AND l.classid = 2613) OR (l.locktype = 'relation' AND (l.relation IN (2613, 2995) OR
 		       l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p))))
 		  AND l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.backend_type, '') <> 'autovacuum worker'
-		  AND ($2 = 0 OR a.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2))
+		  AND ($2::float8 = 0 OR a.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2::float8))
 		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (w writer, err error) {
-		err = row.Scan(&w.transaction, &w.description)
+		err = row.Scan(&w.transaction, &w.prepared, &w.description)
 		return w, err
 	})
 }
