@@ -247,8 +247,8 @@ func (g gate) openWriters(ctx context.Context, ids []uint32, age time.Duration) 
 		  AND ((l.locktype = 'object' AND l.classid = 2613) OR (l.locktype = 'relation' AND (l.relation IN (2613, 2995) OR
 		       l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p))))
 		  AND l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.backend_type, '') <> 'autovacuum worker'
-		  AND ($2::float8 = 0 OR a.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2::float8))
-		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process
+		  AND ($2::float8 = 0 OR l.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2::float8))
+		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process; one whose process is gone has just ended
 	if err != nil {
 		return nil, err
 	}
