@@ -228,7 +228,7 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 		return err
 	})
 	if err == nil {
-		err = p.PrepareFence(ctx, tables)
+		err = p.PrepareFence(ctx, tables, FenceConfig{})
 	}
 	for i := 0; i < len(tables) && err == nil; i++ {
 		err = p.journal.tx(ctx, func(tx pgx.Tx) error {

@@ -63,7 +63,7 @@ func (c CutoverConfig) withDefaults() CutoverConfig {
 		c.DrainTimeout = time.Minute
 	}
 	if c.DrainTime <= 0 {
-		c.DrainTime = 3 * time.Second
+		c.DrainTime = defaultDrainTime
 	}
 	if c.LagLimit <= 0 {
 		c.LagLimit = 30 * time.Second
@@ -304,7 +304,7 @@ func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table
 	fence := FenceConfig{DrainTime: cfg.DrainTime, Terminate: cfg.Writers == WritersTerminate}
 	for {
 		report.FenceAttempts++
-		err := side.PrepareFence(ctx, tables)
+		err := side.PrepareFence(ctx, tables, fence)
 		began := time.Now()
 		if err == nil {
 			err = side.Fence(ctx, tables, fence)

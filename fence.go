@@ -1,6 +1,7 @@
 package migrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,8 @@ type FenceConfig struct {
 	Terminate bool
 }
 
+const defaultDrainTime = 3 * time.Second
+
 // gate is the fence around one database's tables. It is the same on both sides.
 type gate struct {
 	pool   *pgxpool.Pool
@@ -58,8 +61,8 @@ func (h *Heroku) gate() gate {
 }
 
 // PrepareFence implements [Source].
-func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
-	return h.gate().prepare(ctx, tables)
+func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table, cfg FenceConfig) error {
+	return h.gate().prepareFor(ctx, tables, cfg)
 }
 
 // Fence implements [Source].
@@ -90,6 +93,26 @@ func (g gate) writers(ctx context.Context, tables []*Table, age time.Duration) (
 
 // Unfence implements [Source].
 func (h *Heroku) Unfence(ctx context.Context) error { return h.gate().open(ctx) }
+
+// prepareFor is prepare, and ends sessions that keep a trigger from being made, if it is to.
+func (g gate) prepareFor(ctx context.Context, tables []*Table, cfg FenceConfig) error {
+	err := g.prepare(ctx, tables)
+	if !cfg.Terminate || !errors.Is(err, ErrBusy) {
+		return err
+	}
+	ids := make([]uint32, len(tables))
+	for i, t := range tables {
+		ids[i] = t.ID
+	}
+	slow, slowErr := g.openWriters(ctx, ids, cmp.Or(cfg.DrainTime, defaultDrainTime))
+	if slowErr != nil || len(slow) == 0 {
+		return errors.Join(err, slowErr)
+	}
+	if err := g.terminate(ctx, slow); err != nil {
+		return err
+	}
+	return g.prepare(ctx, tables)
+}
 
 // prepare puts a trigger on each relation, which refuses nothing yet. Relations are locked one
 // table at a time, so the application's transactions, which lock several, cannot get stuck with ours.
@@ -180,7 +203,7 @@ func (g gate) prepareTable(ctx context.Context, t *Table) error {
 // roles that privileges do not stop are stopped too.
 func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error {
 	if cfg.DrainTime <= 0 {
-		cfg.DrainTime = 3 * time.Second
+		cfg.DrainTime = defaultDrainTime
 	}
 	if err := g.prepare(ctx, tables); err != nil {
 		return err
