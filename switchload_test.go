@@ -2,6 +2,7 @@ package migrator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -68,7 +69,7 @@ func TestPreparedTransactionsAreInTheWay(t *testing.T) {
 	}
 }
 
-// load is the shop under 200 write transactions a second, replicating.
+// load is the shop under write transactions, replicating.
 type load struct {
 	*pair
 	m         *migrator.Migrator
@@ -77,10 +78,10 @@ type load struct {
 	acl       map[string]string
 }
 
-func underLoad(t *testing.T, scale float64, change ...func(*migrator.Config)) *load {
+func underLoad(t *testing.T, rate float64, change ...func(*migrator.Config)) *load {
 	t.Helper()
 	l := &load{pair: newPair(t)}
-	l.shop(t, scale)
+	l.shop(t, 0.05)
 	l.acl = l.pair.acl(t)
 	l.m = l.migrator(t, change...)
 	ctx, stop := context.WithCancel(t.Context())
@@ -93,10 +94,10 @@ func underLoad(t *testing.T, scale float64, change ...func(*migrator.Config)) *l
 	require.Eventually(t, func() bool { return phase(t, l.m) == migrator.PhaseReplicating }, 2*time.Minute, 100*time.Millisecond)
 	l.untouched = l.loud(t)
 	var err error
-	l.writers, err = shop.StartWriters(t.Context(), l.source.URL, 6, shop.Options{Rate: 200, KeyChanges: true, MaxHold: 200 * time.Millisecond})
+	l.writers, err = shop.StartWriters(t.Context(), l.source.URL, 6, shop.Options{Rate: rate, KeyChanges: true, MaxHold: 200 * time.Millisecond})
 	require.NoError(t, err)
 	t.Cleanup(func() { l.writers.Stop() })
-	l.await(t, 400)
+	l.await(t, 200)
 	return l
 }
 
@@ -187,14 +188,14 @@ func (i *insister) check(t *testing.T, c *pgx.Conn) {
 // changes nothing about it.
 func TestSwitchUnderLoad(t *testing.T) {
 	t.Parallel()
-	l := underLoad(t, 0.05)
+	l := underLoad(t, 200)
 	tireless := insist(l.source.URL)
 	l.await(t, 200)
 	for _, way := range []struct {
 		command migrator.CommandName
 		to      *pgtest.Database
 	}{{migrator.CommandSwitch, l.target}, {migrator.CommandRevert, l.source}, {migrator.CommandSwitch, l.target}} {
-		r, err := l.m.Do(withTimeout(t, time.Minute), way.command, false)
+		r, err := l.m.Do(withTimeout(t, 3*time.Minute), way.command, false)
 		require.NoError(t, err)
 		t.Log(r.Message)
 		l.writers.Redirect(way.to.URL)
@@ -219,45 +220,49 @@ func TestSwitchWhileATransactionIsHeldOpen(t *testing.T) {
 		hold = 30 * time.Second
 	}
 	for _, policy := range []migrator.WriterPolicy{migrator.WritersWait, migrator.WritersGiveUp, migrator.WritersTerminate} {
-		t.Run(string(policy), func(t *testing.T) {
-			t.Parallel()
-			l := underLoad(t, 0.02, func(c *migrator.Config) { c.Cutover.Writers = policy })
+		t.Run(string(policy), func(t *testing.T) { // one after the other: each is a load
+			l := underLoad(t, 50, func(c *migrator.Config) {
+				c.Cutover.Writers, c.Cutover.DrainTime, c.Cutover.FenceTimeout = policy, time.Second, hold+2*time.Minute
+			})
 			here, there := l.source, l.target
 			for i, command := range []migrator.CommandName{migrator.CommandSwitch, migrator.CommandRevert, migrator.CommandSwitch} {
 				holder := here.Connect(t)
 				mark := fmt.Sprintf("/holder/%d", i)
 				execute(t, holder, `BEGIN`, `INSERT INTO page_views (path) VALUES ('`+mark+`')`)
-				ended := make(chan error, 1)
-				go func() {
-					time.Sleep(hold)
-					_, err := holder.Exec(context.Background(), `COMMIT`)
-					ended <- err
-				}()
-				time.Sleep(100 * time.Millisecond)
 				began := time.Now()
-				r, err := l.m.Do(withTimeout(t, 2*time.Minute), command, false)
+				if policy == migrator.WritersWait {
+					time.AfterFunc(hold, func() { _, _ = holder.Exec(context.Background(), `COMMIT`) })
+				}
+				r, err := l.m.Do(withTimeout(t, 5*time.Minute), command, false)
 				took := time.Since(began)
-				committed := true
 				switch policy {
 				case migrator.WritersWait:
 					require.NoError(t, err)
-					require.NoError(t, <-ended)
+					require.Greater(t, took, hold)
 				case migrator.WritersTerminate:
 					require.NoError(t, err)
-					require.Error(t, <-ended, "its session was ended")
-					committed = false
+					_, err = holder.Exec(t.Context(), `COMMIT`)
+					require.Error(t, err, "its session was ended")
 				case migrator.WritersGiveUp:
 					require.ErrorAs(t, err, new(*migrator.RefusedError))
 					require.ErrorContains(t, err, "pid ")
-					l.await(t, 50) // everybody writes on
-					require.NoError(t, <-ended)
-					r, err = l.m.Do(withTimeout(t, 2*time.Minute), command, false)
+					l.await(t, 30) // everybody writes on
+					if long() {
+						time.Sleep(time.Until(began.Add(hold)))
+					}
+					execute(t, holder, `COMMIT`)
+					for tries := 0; ; tries++ { // somebody else may be in the way for a moment
+						r, err = l.m.Do(withTimeout(t, 5*time.Minute), command, false)
+						if tries == 9 || !errors.As(err, new(*migrator.RefusedError)) {
+							break
+						}
+					}
 					require.NoError(t, err)
 				}
 				t.Logf("%s with a transaction open for %s: took %s, %s", command, hold, took.Round(time.Millisecond), r.Message)
 				l.writers.Redirect(there.URL)
-				require.Equal(t, committed, count(t, there.Connect(t), `SELECT count(*) FROM page_views WHERE path = '`+mark+`'`) == 1)
-				l.await(t, 100)
+				require.Equal(t, policy != migrator.WritersTerminate, count(t, there.Connect(t), `SELECT count(*) FROM page_views WHERE path = '`+mark+`'`) == 1)
+				l.await(t, 50)
 				here, there = there, here
 			}
 			l.finish(t)
