@@ -231,7 +231,8 @@ func (c *durableConn) passStartup(r *bufio.Reader) error {
 	if size < 8 || size > 10_000 {
 		return fmt.Errorf("a first message of %d bytes", size)
 	}
-	message := append(head, make([]byte, size-4)...)
+	message := make([]byte, size)
+	copy(message, head)
 	if _, err := io.ReadFull(r, message[4:]); err != nil {
 		return err
 	}
@@ -247,15 +248,16 @@ func (c *durableConn) passStartup(r *bufio.Reader) error {
 
 // readMessage reads a message with its type and length.
 func readMessage(r *bufio.Reader) ([]byte, error) {
-	message := make([]byte, 5)
-	if _, err := io.ReadFull(r, message); err != nil {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
 	}
-	size := binary.BigEndian.Uint32(message[1:])
+	size := binary.BigEndian.Uint32(head[1:])
 	if size < 4 || size > 1<<30 {
 		return nil, fmt.Errorf("a message of %d bytes", size)
 	}
-	message = append(message, make([]byte, size-4)...)
+	message := make([]byte, 1+size)
+	copy(message, head[:])
 	_, err := io.ReadFull(r, message[5:])
 	return message, err
 }
