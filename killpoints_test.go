@@ -147,7 +147,7 @@ func (v *victim) check(t *testing.T) migrator.Phase {
 	require.NoError(t, err)
 	require.Contains(t, nextCommand, s.Phase)
 	require.Empty(t, s.Pending)
-	v.checkWrites(t, s.Phase)
+	v.checkWrites(t, s.Phase, s.Switches > 0)
 	v.checkHooks(t, dst)
 	v.app.pause.Lock()
 	defer v.app.pause.Unlock()
@@ -186,13 +186,17 @@ func (v *victim) differences(t *testing.T) string {
 	return fmt.Sprint(r.Differences)[len("["):][:len(fmt.Sprint(r.Differences))-len("[]")]
 }
 
-// checkWrites tries each kind of write, as each kind of role, on both sides: one side takes all, the other none.
-func (v *victim) checkWrites(t *testing.T, phase migrator.Phase) {
+// checkWrites tries each kind of write, as each kind of role, on both sides: one side takes all, the other none. The
+// target's fence comes with the first switch.
+func (v *victim) checkWrites(t *testing.T, phase migrator.Phase, switched bool) {
 	t.Helper()
 	for side, urls := range map[migrator.Phase][]string{
 		migrator.PhaseReplicating: {v.source.URL, v.roles[0].URL, v.source.AdminURL},
 		migrator.PhaseSwitched:    {v.target.URL, v.roles[1].URL, v.target.AdminURL},
 	} {
+		if side == migrator.PhaseSwitched && !switched {
+			continue
+		}
 		for i, u := range urls {
 			c, err := pgx.Connect(t.Context(), u)
 			require.NoError(t, err)
@@ -341,4 +345,25 @@ func TestKilledAtDurableWrites(t *testing.T) {
 		}
 	}
 	v.finish(t)
+}
+
+// The same in the first switch of a migration, which makes more ready than later ones.
+func TestKilledInTheFirstSwitch(t *testing.T) {
+	t.Parallel()
+	probe := newVictim(t)
+	all := probe.attempt(t, &killer{})
+	t.Logf("%d durable writes in the first switch:\n\t%s", len(all), strings.Join(all, "\n\t"))
+	probe.finish(t)
+	points := rand.Perm(len(all))
+	if !long() {
+		points = points[:2]
+	}
+	for _, at := range points {
+		when := []moment{before, after, late}[rand.IntN(3)]
+		t.Run(fmt.Sprintf("%d %s", at+1, when), func(t *testing.T) {
+			v := newVictim(t)
+			v.kill(t, &killer{at: at + 1, when: when})
+			v.finish(t)
+		})
+	}
 }
