@@ -226,13 +226,14 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 		}
 		var fence bool
 		if err := tx.QueryRow(ctx, `SELECT to_regproc('heroku_migrator.fence') IS NOT NULL`).Scan(&fence); err != nil || fence {
-			return err // as it is: closed, after a revert
+			return err
 		}
-		_, err = tx.Exec(ctx, fmt.Sprintf(fenceOpen, SchemaName))
+		// Closed, as after a revert: while the source refuses writes, nobody may believe that the target takes them already.
+		_, err = tx.Exec(ctx, fmt.Sprintf(fenceClosed, SchemaName))
 		return err
 	})
 	if err == nil {
-		err = p.PrepareFence(ctx, tables)
+		err = p.PrepareFence(ctx, tables, FenceConfig{})
 	}
 	var decode bool
 	if err == nil {

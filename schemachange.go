@@ -502,7 +502,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		}
 		old, ok := known[o.String()]
 		delete(known, o.String())
-		same := old.SQL == o.SQL && !(o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name])
+		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
 		if ok && (same || o.Type == "TABLE" || o.Type == typeViewData) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
@@ -623,6 +623,9 @@ func dropping(o SchemaObject) string {
 	case "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "TRIGGER", "RULE":
 		if o.Undo == "" {
 			return ""
+		}
+		if strings.HasPrefix(o.Undo, "DO ") { // the clone of a trigger, which is now in the state that clones have
+			return strings.Replace(o.Undo, " DISABLE TRIGGER ", " ENABLE TRIGGER ", 1)
 		}
 		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, o.Undo)
 	}
