@@ -69,7 +69,7 @@ type decoder struct {
 func (d *decoder) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.disconnect(context.Background())
+	d.disconnect()
 }
 
 // oldestDecoding is the first version whose pgoutput sends messages, by which the end of what is due is recognised.
@@ -253,7 +253,7 @@ func (d *decoder) dropSlots(ctx context.Context, pattern string) error {
 func (d *decoder) remove(ctx context.Context, change beginner) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.disconnect(ctx)
+	d.disconnect()
 	d.enabled.Store(false)
 	err := d.dropSlots(ctx, ourSlots)
 	if err == nil {
@@ -305,7 +305,7 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 		return errors.Join(err, resend())
 	}
 	d.mu.Lock()
-	d.disconnect(ctx)
+	d.disconnect()
 	d.mu.Unlock()
 	if err := d.dropSlots(ctx, slot); err != nil {
 		return err

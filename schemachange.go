@@ -555,15 +555,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			last = append(last, step)
 		}
 	}
-	for _, o := range known {
-		sql := dropping(o)
-		if o.State != ObjectDone || sql == "" || o.Type == typeValidation {
-			continue
-		}
-		gone := o
-		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &gone})
-		d.sayf("%s was dropped", o)
-	}
+	d.drop(known)
 	d.Steps = append(d.Steps, first...)
 	// A partition joins its root when it has its own indexes.
 	constraints := slices.IndexFunc(last, func(s SchemaStep) bool { return s.Object != nil && s.Object.Type == "FK CONSTRAINT" })
@@ -571,6 +563,18 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		constraints = len(last)
 	}
 	return slices.Concat(last[:constraints], attach, last[constraints:])
+}
+
+// drop takes away what is not there any more.
+func (d *schemaDiff) drop(gone map[string]SchemaObject) {
+	for _, o := range gone {
+		sql := dropping(o)
+		if o.State != ObjectDone || sql == "" || o.Type == typeValidation {
+			continue
+		}
+		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
+		d.sayf("%s was dropped", o)
+	}
 }
 
 // renamed is an object's name and definition as they would be after the renames that are carried over anyway.

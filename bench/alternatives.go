@@ -114,14 +114,15 @@ func (b *bench) alternatives(ctx context.Context, r *report) error {
 	all := []*follower{{name: bare, capture: func(context.Context, *job) error { return nil }}}
 	for name, design := range prototypes() {
 		all = append(all, &follower{name: name, capture: func(ctx context.Context, j *job) error {
-			script := "CREATE SCHEMA capture; CREATE TABLE capture.queue (relid oid, key jsonb, xid xid8 DEFAULT pg_current_xact_id());\n"
+			var script strings.Builder
+			script.WriteString("CREATE SCHEMA capture; CREATE TABLE capture.queue (relid oid, key jsonb, xid xid8 DEFAULT pg_current_xact_id());\n")
 			for _, t := range loggedTables {
-				script += fmt.Sprintf("CREATE TABLE capture.log_%s AS SELECT %s FROM %s WITH NO DATA; ALTER TABLE capture.log_%[1]s ADD xid xid8 DEFAULT pg_current_xact_id();\n", t.name, t.keys(""), t.name) + design(t)
+				fmt.Fprintf(&script, "CREATE TABLE capture.log_%s AS SELECT %s FROM %[1]s WITH NO DATA; ALTER TABLE capture.log_%[1]s ADD xid xid8 DEFAULT pg_current_xact_id();\n%s", t.name, t.keys(""), design(t))
 			}
 			j.cleanUp = func(ctx context.Context, j *job) error {
 				return execute(ctx, j.from.URL, "DROP SCHEMA capture CASCADE")
 			}
-			return execute(ctx, j.from.URL, script)
+			return execute(ctx, j.from.URL, script.String())
 		}})
 	}
 	r.alternatives = map[string][]cost{}
