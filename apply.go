@@ -23,6 +23,9 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 		if _, err := p.silence(ctx, tx); err != nil {
 			return err
 		}
+		if err := checkEmptied(ctx, tx); err != nil {
+			return err
+		}
 		if err := p.decoder.ours(ctx, tx); err != nil {
 			return err
 		}
@@ -150,6 +153,9 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		return err
 	}
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+		if err := checkEmptied(ctx, tx); err != nil {
+			return err
+		}
 		n, err := setSequences(ctx, tx, final.Sequences, final.SequenceMargin)
 		if err == nil && n != len(final.Sequences) {
 			err = fmt.Errorf("%d of %d are missing here", len(final.Sequences)-n, len(final.Sequences))

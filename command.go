@@ -215,6 +215,11 @@ func (m *Migrator) execute(ctx context.Context, c *command) (string, error) {
 			return "", err
 		}
 		report, err := Cutover(ctx, m.cfg.Source, m.cfg.Target, cutover)
+		if wentBack(err) { // nothing has happened; what a failover has lost is sent again
+			if err = m.rebase(ctx, s, err); err == nil {
+				report, err = Cutover(ctx, m.cfg.Source, m.cfg.Target, cutover)
+			}
+		}
 		if err != nil {
 			return "", err
 		}

@@ -31,7 +31,6 @@ func TestDecoding(t *testing.T) {
 		"DeployInTheMiddleOfTheCopy":    TestDeployInTheMiddleOfTheCopy,
 		"KilledAtRandomMoments":         TestKilledAtRandomMoments,
 		"TargetThatLostCommits":         TestTargetThatLostCommitsIsBroughtBack,
-		"FailureBetweenApplyAndTrim":    TestFailureBetweenApplyAndTrim,
 		"FailedApplyLosesNothing":       TestFailedApplyLosesNothing,
 		"LeafMadeAfterCapture":          TestLeafMadeAfterCapture,
 		"SwitchWithoutReplicationRole":  TestSwitchWithoutReplicationRole,

@@ -3,6 +3,7 @@ package migrator
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -26,6 +27,8 @@ type decodeStream struct {
 	next      uint64 // a transaction ID, in full, near those that are received
 	received  pglogrepl.LSN
 	confirmed pglogrepl.LSN
+
+	before, after []field // of the row that is being read
 
 	keys      map[uint32]*bytes.Buffer // lines of COPY for each table's log
 	truncated []truncation
@@ -236,6 +239,11 @@ func (s *decodeStream) confirm(ctx context.Context) error {
 // take notes the keys of one message. It tells whether the transaction that has the message end was received.
 func (d *decoder) take(ctx context.Context, data []byte, end string) (bool, error) {
 	s := d.stream
+	switch pglogrepl.MessageType(data[0]) {
+	case pglogrepl.MessageTypeInsert, pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete: // nearly all; of these, only the key is looked at
+		return false, s.row(data)
+	default:
+	}
 	message, err := pglogrepl.Parse(data)
 	if err != nil {
 		return false, fmt.Errorf("read the stream of changes: %w", err)
@@ -255,15 +263,6 @@ func (d *decoder) take(ctx context.Context, data []byte, end string) (bool, erro
 	case *pglogrepl.RelationMessage:
 		s.relations[m.RelationID], err = d.resolve(ctx, m)
 		return false, err
-	case *pglogrepl.InsertMessage:
-		return false, s.key(m.RelationID, m.Tuple, nil)
-	case *pglogrepl.UpdateMessage:
-		if err := s.key(m.RelationID, m.NewTuple, m.OldTuple); err != nil || m.OldTuple == nil {
-			return false, err
-		}
-		return false, s.key(m.RelationID, m.OldTuple, nil)
-	case *pglogrepl.DeleteMessage:
-		return false, s.key(m.RelationID, m.OldTuple, nil)
 	case *pglogrepl.TruncateMessage:
 		for _, id := range m.RelationIDs {
 			if r := s.relations[id]; !s.ours && r != nil && r.table != 0 {
@@ -321,35 +320,99 @@ func (d *decoder) resolve(ctx context.Context, m *pglogrepl.RelationMessage) (*d
 	return r, nil
 }
 
-// key notes the key of a row. A value that did not change and is stored apart is in the old row.
-func (s *decodeStream) key(relation uint32, row, old *pglogrepl.TupleData) error {
-	r := s.relations[relation]
-	if s.ours || r == nil || r.table == 0 || row == nil {
+// field is a column of a row that was received.
+type field struct {
+	kind byte // as pglogrepl names them: TupleDataTypeText and so on
+	data []byte
+}
+
+var errMalformed = errors.New("a row in the stream of changes is malformed")
+
+// row notes the keys of a changed row: the new one, and the old one if it is there.
+func (s *decodeStream) row(message []byte) error {
+	if len(message) < 6 {
+		return errMalformed
+	}
+	r, rest := s.relations[binary.BigEndian.Uint32(message[1:])], message[5:]
+	if s.ours || r == nil || r.table == 0 {
 		return nil
 	}
+	var err error
+	s.before, s.after = s.before[:0], s.after[:0]
+	if rest[0] == 'K' || rest[0] == 'O' {
+		if s.before, rest, err = fields(s.before, rest[1:]); err != nil {
+			return err
+		}
+	}
+	if len(rest) > 0 && rest[0] == 'N' {
+		if s.after, _, err = fields(s.after, rest[1:]); err != nil {
+			return err
+		}
+	}
+	for _, row := range [][]field{s.before, s.after} {
+		if len(row) == 0 {
+			continue
+		}
+		if err := s.key(r, row, s.before); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fields reads the columns of one row, and returns what follows it.
+func fields(list []field, data []byte) (_ []field, rest []byte, err error) {
+	if len(data) < 2 {
+		return nil, nil, errMalformed
+	}
+	n, data := binary.BigEndian.Uint16(data), data[2:]
+	for range n {
+		if len(data) < 1 {
+			return nil, nil, errMalformed
+		}
+		f := field{kind: data[0]}
+		data = data[1:]
+		if f.kind == pglogrepl.TupleDataTypeText || f.kind == pglogrepl.TupleDataTypeBinary {
+			if len(data) < 4 {
+				return nil, nil, errMalformed
+			}
+			size := int(binary.BigEndian.Uint32(data))
+			data = data[4:]
+			if len(data) < size {
+				return nil, nil, errMalformed
+			}
+			f.data, data = data[:size], data[size:]
+		}
+		list = append(list, f)
+	}
+	return list, data, nil
+}
+
+// key notes the key of a row. A value that did not change and is stored apart is in the old row.
+func (s *decodeStream) key(r *decodedRelation, row, before []field) error {
 	b := s.keys[r.table]
 	if b == nil {
 		b = new(bytes.Buffer)
 		s.keys[r.table] = b
 	}
-	before := b.Len()
+	start := b.Len()
 	for _, place := range r.key {
-		if place >= len(row.Columns) {
-			return errors.New("a row that was received has fewer columns than its table")
+		if place >= len(row) {
+			return errMalformed
 		}
-		c := row.Columns[place]
-		if c.DataType == pglogrepl.TupleDataTypeToast && old != nil && place < len(old.Columns) {
-			c = old.Columns[place]
+		f := row[place]
+		if f.kind == pglogrepl.TupleDataTypeToast && place < len(before) {
+			f = before[place]
 		}
-		if c.DataType != pglogrepl.TupleDataTypeText {
+		if f.kind != pglogrepl.TupleDataTypeText {
 			return errors.New("a row was received without its key")
 		}
-		copyEscape(b, c.Data)
+		copyEscape(b, f.data)
 		b.WriteByte('\t')
 	}
 	b.WriteString(strconv.FormatUint(s.xid, 10))
 	b.WriteByte('\n')
-	s.size += b.Len() - before
+	s.size += b.Len() - start
 	return nil
 }
 

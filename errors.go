@@ -113,7 +113,7 @@ func (e *ObjectError) Unwrap() error { return e.Err }
 // Retryable tells whether an error may go away by itself: lost connections, servers that restart,
 // deadlocks, lock time-outs. Errors that are not retryable need a person.
 func Retryable(err error) bool {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) || errors.Is(err, ErrSlotLost) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrEmptied) {
 		return false
 	}
 	if errors.Is(err, errPassing) || errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) || errors.Is(err, ErrDetach) {

@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb,
 	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT '', -- fingerprints: followed; shown to a person
 	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text, slot text NOT NULL DEFAULT '', revert_report jsonb); -- how often it was switched; how far the log of the way back was trimmed
+CREATE UNLOGGED TABLE IF NOT EXISTS heroku_migrator.canary (only_row boolean PRIMARY KEY DEFAULT true); -- see unlogged.go
 -- Apart from the migration's row, since it is written all the time.
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -117,6 +118,8 @@ type State struct {
 	BackRounds, BackRows int64
 	BackError            string
 	RevertReport         *SwitchReport
+	// Emptied tells that the target's unlogged tables were emptied by a crash or a failover.
+	Emptied bool
 }
 
 // TableStatus is what the journal says of a table.
@@ -150,12 +153,12 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 		       error, message, position, captured, report, schema, schema_seen, p.synced_at,
 		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rate_in, p.rate_out, p.trend, p.idle,
 		       p.log_bytes, extract(epoch FROM clock_timestamp() - p.log_from)::float8, p.waits_for, p.waits_since, p.rounds, p.rows_applied,
-		       switches, verification, revert_report, p.back_at, coalesce(extract(epoch FROM clock_timestamp() - p.back_at), 0)::float8, p.back_rounds, p.back_rows, p.back_error
+		       switches, verification, revert_report, p.back_at, coalesce(extract(epoch FROM clock_timestamp() - p.back_at), 0)::float8, p.back_rounds, p.back_rows, p.back_error, `+emptied+`
 		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
 		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
 			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema, &s.SchemaSeen, &s.SyncedAt, &s.SyncedAge,
 			&s.Lag.Waiting, &s.Lag.In, &s.Lag.Out, &s.Lag.Trend, &s.Lag.Idle, &s.LogBytes, &s.LogAge, &s.WaitsFor, &s.WaitsSince,
-			&s.Rounds, &s.RowsApplied, &s.Switches, &verification, &revertReport, &s.BackAt, &s.BackAge, &s.BackRounds, &s.BackRows, &s.BackError)
+			&s.Rounds, &s.RowsApplied, &s.Switches, &verification, &revertReport, &s.BackAt, &s.BackAge, &s.BackRounds, &s.BackRows, &s.BackError, &s.Emptied)
 	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
 		return nil, ErrNoMigration
 	}
@@ -377,20 +380,39 @@ func (j *Journal) SetMessage(ctx context.Context, message string) error {
 
 // AddTables records the tables to be moved. Those known already are left as they are.
 func (j *Journal) AddTables(ctx context.Context, tables []*Table) error {
-	err := j.tx(ctx, func(tx pgx.Tx) error {
-		for _, t := range tables {
-			spec, err := json.Marshal(t)
-			if err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.tables (id, spec) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, t.ID, string(spec)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := j.tx(ctx, func(tx pgx.Tx) error { return insertTables(ctx, tx, tables) })
 	if err != nil {
 		return fmt.Errorf("journal: add tables: %w", err)
+	}
+	return nil
+}
+
+func insertTables(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+	ids, specs := make([]int64, len(tables)), make([]string, len(tables))
+	for i, t := range tables {
+		spec, err := jsonText(t)
+		if err != nil {
+			return err
+		}
+		ids[i], specs[i] = int64(t.ID), spec
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.tables (id, spec) SELECT id, spec::jsonb FROM unnest($1::int8[], $2::text[]) AS t(id, spec) ON CONFLICT (id) DO NOTHING`, ids, specs)
+	return err
+}
+
+// addSchema records the tables to be moved and the objects of the schema, as they are at one moment.
+func (j *Journal) addSchema(ctx context.Context, cat *Catalog, objects []SchemaObject) error {
+	err := j.tx(ctx, func(tx pgx.Tx) error {
+		if err := insertTables(ctx, tx, cat.Tables); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET schema = $1`, cat.Fingerprint); err != nil {
+			return err
+		}
+		return insertObjects(ctx, tx, objects)
+	})
+	if err != nil {
+		return fmt.Errorf("journal: record the schema: %w", err)
 	}
 	return nil
 }
@@ -490,15 +512,6 @@ func withFilenodes(spec []byte, now map[uint32]uint32) ([]byte, error) {
 		t.Leaves[i].Filenode = now[l.ID]
 	}
 	return json.Marshal(t)
-}
-
-// AddObjects records the source's schema.
-func (j *Journal) AddObjects(ctx context.Context, objects []SchemaObject) error {
-	err := j.tx(ctx, func(tx pgx.Tx) error { return insertObjects(ctx, tx, objects) })
-	if err != nil {
-		return fmt.Errorf("journal: add objects: %w", err)
-	}
-	return nil
 }
 
 func insertObjects(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {

@@ -84,6 +84,7 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 				return err
 			}
 			if _, err := tx.Exec(ctx, `
+				INSERT INTO heroku_migrator.canary SELECT true WHERE NOT EXISTS (SELECT 1 FROM heroku_migrator.migration);
 				INSERT INTO heroku_migrator.migration DEFAULT VALUES ON CONFLICT DO NOTHING;
 				INSERT INTO heroku_migrator.progress DEFAULT VALUES ON CONFLICT DO NOTHING;`); err != nil {
 				return err

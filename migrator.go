@@ -240,7 +240,7 @@ func (m *Migrator) begin(ctx context.Context, lead *Lead) error {
 	}
 	if err := m.cfg.Source.Claim(ctx, Claim{Migration: s.ID, Epoch: lead.Epoch}, false); err != nil {
 		tables, tablesErr := m.journal.Tables(ctx)
-		if !errors.As(err, new(*RefusedError)) || tablesErr != nil || len(tables) > 0 {
+		if !errors.As(err, new(*RefusedError)) || tablesErr != nil || slices.ContainsFunc(tables, func(t TableStatus) bool { return t.Captured }) {
 			return errors.Join(err, tablesErr)
 		}
 		// Another migration has the source, and this one has nothing there. It can still be aborted.

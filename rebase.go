@@ -100,12 +100,15 @@ func resend(ctx context.Context, q querier, change beginner, tables []*Table, al
 
 // wentBack tells whether an error says that a server went back in time.
 func wentBack(err error) bool {
-	return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSlotLost)
+	return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrEmptied)
 }
 
 // rebase says loudly what happened, and makes the migration go on.
 func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
 	message := "the source failed over to another server: every table is sent whole, so that what was lost there is gone from the target too"
+	if errors.Is(cause, ErrEmptied) {
+		message = "a crash or a failover of the target has emptied its unlogged tables: they are sent whole"
+	}
 	if errors.Is(cause, ErrSlotLost) {
 		message = "the replication slot on the source is gone, and changes with it: every table is sent whole"
 	}
@@ -116,6 +119,9 @@ func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
 	m.publish(Event{Kind: EventWarning, Phase: s.Phase, Message: message})
 	if err := m.journal.Record(ctx, Event{Kind: EventWarning, Message: message}); err != nil {
 		return err
+	}
+	if errors.Is(cause, ErrEmptied) {
+		return resendEmptied(ctx, m.cfg.Source, m.cfg.Target)
 	}
 	return rebase(ctx, m.cfg.Source, m.cfg.Target, s, errors.Is(cause, ErrSlotLost))
 }

@@ -81,6 +81,9 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 	if err != nil {
 		return nil, err
 	}
+	if state.Emptied {
+		return nil, ErrEmptied
+	}
 	r.position, r.captured, r.schema = state.Position, state.Captured, state.Schema
 	tables, err := dst.Journal().Tables(ctx)
 	if err != nil {

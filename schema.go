@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -279,7 +280,8 @@ func CloneSchema(ctx context.Context, src Source, dst Target, cfg CloneSchemaCon
 		return err
 	}
 	if len(objects) == 0 {
-		if objects, err = src.DumpSchema(ctx); err != nil {
+		cat, err := dumpWithCatalog(ctx, src, &objects)
+		if err != nil {
 			return err
 		}
 		capable, err := dst.AppliesSilently(ctx)
@@ -293,11 +295,31 @@ func CloneSchema(ctx context.Context, src Source, dst Target, cfg CloneSchemaCon
 				o.Stage = StageSwitch // they would fire for every change that is applied
 			}
 		}
-		if err := dst.Journal().AddObjects(ctx, objects); err != nil {
+		if err := dst.Journal().addSchema(ctx, cat, objects); err != nil {
 			return err
 		}
 	}
 	return createObjects(ctx, dst, logger(cfg.Logger), objects, StageTables)
+}
+
+// dumpWithCatalog returns the catalog that the dump belongs to: what changes later is found by comparing with it.
+func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject) (*Catalog, error) {
+	for attempt := 1; ; attempt++ {
+		cat, err := src.Catalog(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if *objects, err = src.DumpSchema(ctx); err != nil {
+			return nil, err
+		}
+		again, err := src.Catalog(ctx)
+		if err != nil || again.Fingerprint == cat.Fingerprint {
+			return cat, err
+		}
+		if err := sleep(ctx, backoff(attempt, 100*time.Millisecond, 5*time.Second)); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // createObjects creates what is not there yet of a stage, in order.
