@@ -39,6 +39,8 @@ type FenceConfig struct {
 	DrainTime time.Duration
 	// Terminate ends the sessions of transactions that are still open after it, instead of giving up.
 	Terminate bool
+	// Keep leaves writes refused when an attempt fails: for a side that must not take any, as the source after the switch.
+	Keep bool
 }
 
 // gate is the fence around one database's tables. It is the same on both sides.
@@ -194,7 +196,7 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err != nil {
 		return fmt.Errorf("fence the %s: %w", g.side, err)
 	}
-	if len(slow) > 0 && !cfg.Terminate {
+	if len(slow) > 0 && !cfg.Terminate && !cfg.Keep {
 		return g.inTheWay(slow)
 	}
 	err = g.change(ctx, func(tx pgx.Tx) error {
@@ -207,10 +209,12 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err == nil {
 		return nil
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if undoErr := g.open(undo); undoErr != nil {
-		return errors.Join(fmt.Errorf("fence the %s: %w", g.side, err), undoErr)
+	if !cfg.Keep {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if undoErr := g.open(undo); undoErr != nil {
+			return errors.Join(fmt.Errorf("fence the %s: %w", g.side, err), undoErr)
+		}
 	}
 	if errors.Is(err, ErrBusy) {
 		return err

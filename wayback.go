@@ -81,7 +81,7 @@ func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig)
 			return nil, err
 		}
 	}
-	if err := src.Fence(ctx, w.tables, FenceConfig{}); err != nil {
+	if err := src.Fence(ctx, w.tables, FenceConfig{Keep: true}); err != nil {
 		return nil, err
 	}
 	if err := src.OpenWayBack(ctx, w.tables, state.Switches); err != nil {
