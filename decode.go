@@ -269,7 +269,7 @@ func (d *decoder) remove(ctx context.Context, change beginner) error {
 }
 
 // decodable tells whether the changes of a table can be decoded: each relation that holds its rows has a replica identity that
-// tells its key. Where one has none, to publish it would make the application's updates fail.
+// tells its key. Where one has none, to publish it would make the application's updates fail. Generated columns are not sent.
 func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 	if t.Keyless() {
 		return false, nil
@@ -278,7 +278,8 @@ func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 		SELECT coalesce(bool_and(c.relpersistence = 'p' AND c.relkind = 'r' AND (c.relreplident = 'f' OR coalesce(
 			(SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_index x CROSS JOIN unnest(x.indkey[0:x.indnkeyatts - 1]) AS k(att)
 			 JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att WHERE x.indexrelid = pg_get_replica_identity_index(c.oid))
-			= (SELECT array_agg(k ORDER BY k) FROM unnest($2::text[]) AS k), false))), false)
+			= (SELECT array_agg(k ORDER BY k) FROM unnest($2::text[]) AS k), false))
+			AND NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY ($2::text[]) AND a.attgenerated <> '')), false)
 		FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind = 'r'
 		   OR c.oid IN (SELECT p.relid FROM pg_partition_tree(to_regclass($1)) AS p WHERE p.isleaf)`, t.Ident(), t.Key).Scan(&can)
 	return can, err
