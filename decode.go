@@ -60,6 +60,8 @@ type decoder struct {
 	change beginner
 	// enabled tells that there is a slot, as far as this process knows.
 	enabled atomic.Bool
+	// incomplete tells that changes in the slot do not tell the keys, so that another one is needed.
+	incomplete atomic.Bool
 
 	mu     sync.Mutex // of what follows: the stream
 	stream *decodeStream
@@ -302,7 +304,7 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 	}
 	var works bool
 	err = d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() AND coalesce(wal_status, '') <> 'lost')`, slot).Scan(&works)
-	if err != nil || works {
+	if err != nil || (works && !d.incomplete.Load()) {
 		return errors.Join(err, resend())
 	}
 	d.mu.Lock()
@@ -317,10 +319,14 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 	if err := resend(); err != nil { // reads the tables after the slot was made
 		return err
 	}
-	return d.change(ctx, func(tx pgx.Tx) error {
+	err = d.change(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET slot = $1`, slot)
 		return err
 	})
+	if err == nil {
+		d.incomplete.Store(false)
+	}
+	return err
 }
 
 // retained is how many bytes of the write-ahead log the slot keeps from being recycled.

@@ -169,3 +169,39 @@ func TestDecodingIsNotPossible(t *testing.T) {
 	require.ErrorContains(t, err, "the role has no REPLICATION")
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
 }
+
+// A change of the replica identity to columns that are not the key: changes do not tell the key any more. It is refused, and no row is passed over.
+func TestReplicaIdentityIsChanged(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, email text NOT NULL UNIQUE)`, `INSERT INTO items SELECT i, 'e' || i FROM generate_series(1, 20) i`)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY FULL`, `UPDATE items SET id = 100 WHERE id = 1`, `DELETE FROM items WHERE id = 2`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY USING INDEX items_email_key`, `UPDATE items SET id = 101 WHERE id = 3`)
+	require.ErrorContains(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync), "replica identity")
+	p.sql(t, `DELETE FROM items WHERE id = 4`)
+	require.ErrorContains(t, p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync), "replica identity")
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY DEFAULT`, `DELETE FROM items WHERE id = 5`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	p.sql(t, `UPDATE items SET id = 102 WHERE id = 6`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
+
+// The key's column is renamed, and another one takes its name.
+func TestKeyColumnIsRenamedAndItsNameTaken(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, 'e' || i FROM generate_series(1, 20) i`)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `BEGIN; ALTER TABLE items RENAME id TO old_id; ALTER TABLE items ADD id bigint; UPDATE items SET id = 1000 + old_id WHERE old_id > 10; COMMIT`, `DELETE FROM items WHERE old_id = 1`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `UPDATE items SET id = 2000 + old_id WHERE old_id < 5`, `DELETE FROM items WHERE old_id = 2`, `UPDATE items SET old_id = 50 WHERE old_id = 3`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
