@@ -58,6 +58,7 @@ type decoder struct {
 	at     *address
 	pool   *pgxpool.Pool
 	change beginner
+	leads  func() bool // whether this process may change anything there
 	// enabled tells that there is a slot, as far as this process knows.
 	enabled atomic.Bool
 	// incomplete tells that changes in the slot do not tell the keys, so that another one is needed.

@@ -205,3 +205,25 @@ func TestKeyColumnIsRenamedAndItsNameTaken(t *testing.T) {
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	p.requireEqual(t)
 }
+
+// One process reads the slot. Another one that would share the copy is told so, and does not disturb the one that leads.
+func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i`)
+	m := p.migrator(t, func(c *migrator.Config) { c.HoldBeforeCopy, c.Copy.MaxBytesPerSecond = true, 4<<20 })
+	ctx := withTimeout(t, time.Minute)
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx, migrator.UntilInSync) }()
+	waitFor(t, "it may copy", func() bool { return phase(t, m) == migrator.PhaseReadyToCopy })
+	src, dst := p.open(t)
+	shared := make(chan error, 1)
+	go func() {
+		shared <- migrator.CopyWorker(ctx, src, dst, migrator.CopyConfig{Workers: 1, Logger: testLogger(t)})
+	}()
+	do(t, m, migrator.CommandCopy)
+	require.ErrorContains(t, <-shared, "only the process that leads can do")
+	require.NoError(t, <-ended)
+	require.NotContains(t, timeline(t, p), "trying again")
+	p.requireEqual(t)
+}

@@ -50,8 +50,12 @@ const (
 )
 
 // drain enters the keys of all changes in the logs that were committed before it was called: a message is committed, and what the server
-// sends before it is what is due, since it sends transactions in the order of their commits.
+// sends before it is what is due, since it sends transactions in the order of their commits. One process can read a slot: another one would
+// end its connection.
 func (d *decoder) drain(ctx context.Context) error {
+	if !d.leads() {
+		return refuse("read changes", "Changes on the %s are read from a replication slot, which only the process that leads can do: let it copy alone.", d.side)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for attempt := 1; ; attempt++ {
