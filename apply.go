@@ -372,10 +372,12 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 				return fmt.Errorf("lock out writers of the target: %w", err)
 			}
 		}
-		if p.decoder.enabled.Load() { // the log is complete now, and stays so
-			if err := p.decoder.drain(ctx); err != nil {
-				return err
-			}
+		decoded, err := p.decoder.look(ctx)
+		if err == nil && decoded { // the log is complete then, and stays so
+			err = p.decoder.drain(ctx)
+		}
+		if err != nil {
+			return err
 		}
 		written, err := writtenOnTarget(ctx, tx, tables)
 		if err != nil {

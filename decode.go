@@ -201,6 +201,21 @@ func (d *decoder) slot(ctx context.Context) (slot string, err error) {
 	return slot, err
 }
 
+// look tells whether there is a slot, which another process may have made.
+func (d *decoder) look(ctx context.Context) (bool, error) {
+	if d.enabled.Load() {
+		return true, nil
+	}
+	slot, err := d.slot(ctx)
+	if code := sqlState(err); code == "42P01" || code == "3F000" { // nothing of ours is there
+		err = nil
+	}
+	if err == nil && slot != "" {
+		d.enabled.Store(true)
+	}
+	return slot != "", err
+}
+
 // createSlot makes a new slot. Its name is that of the migration, of the side, and a number: which of them is complete is what the
 // journal says, so that one which was made and not yet used is told from one that is.
 func (d *decoder) createSlot(ctx context.Context, before string) (string, error) {
@@ -346,10 +361,12 @@ func (d *decoder) retained(ctx context.Context) (bytes int64, err error) {
 
 // logSize lets the slot go on, and measures what it retains and the logs.
 func (d *decoder) logSize(ctx context.Context) (int64, error) {
-	if d.enabled.Load() {
-		if err := d.drain(ctx); err != nil {
-			return 0, err
-		}
+	there, err := d.look(ctx)
+	if err == nil && there {
+		err = d.drain(ctx)
+	}
+	if err != nil {
+		return 0, err
 	}
 	bytes, err := logSize(ctx, d.pool)
 	if err != nil {

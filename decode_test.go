@@ -227,3 +227,36 @@ func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
 	require.NotContains(t, timeline(t, p), "trying again")
 	p.requireEqual(t)
 }
+
+// Another process than the one that switched knows of the slot on the target: it reads it while the way back is off, and a revert names what
+// would stay behind.
+func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	target := ownServer(t, pgtest.TargetVersion())
+	p.target = target.NewTarget(t)
+	p.sql(t, smallSchema...)
+	off := func(c *migrator.Config) { c.WayBack.Disabled = true }
+	m := p.migrator(t, off)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE id = 5`)
+	other := p.migrator(t, off)
+	_, err := other.Do(withTimeout(t, time.Minute), migrator.CommandRevert, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	require.ErrorContains(t, err, "children")
+	execute(t, p.target.Connect(t), `INSERT INTO journal (what) SELECT repeat('x', 500) FROM generate_series(1, 20000)`)
+	stop := run(t, p.migrator(t, off))
+	admin, err := pgx.Connect(t.Context(), target.AdminURL(p.target.Name))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
+	waitFor(t, "the slot has gone on", func() bool {
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	stop()
+	_, err = p.migrator(t, off).Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
+	require.NoError(t, err)
+	require.NoError(t, p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
