@@ -260,3 +260,41 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	require.NoError(t, p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	p.requireEqual(t)
 }
+
+// The way back is stopped by a change of the target's schema. Its slot is read nevertheless; and when that is lost, a revert can be forced.
+func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	server := ownServer(t, pgtest.TargetVersion())
+	p.target = server.NewTarget(t)
+	p.sql(t, smallSchema...)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `ALTER TABLE children ADD other int`, `ALTER TABLE children DROP n`,
+		`INSERT INTO journal (what) SELECT repeat('x', 500) FROM generate_series(1, 20000)`)
+	admin, err := pgx.Connect(t.Context(), server.AdminURL(p.target.Name))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
+	stop := run(t, m)
+	waitFor(t, "the slot has gone on", func() bool {
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	stop()
+	execute(t, p.target.Connect(t), `ALTER TABLE children ADD n int`, `DELETE FROM parents WHERE id = 5`)
+	waitFor(t, "the slot is dropped", func() bool {
+		execute(t, admin, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active`)
+		_, err := admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+		return err == nil
+	})
+	off := p.migrator(t, func(c *migrator.Config) { c.WayBack.Disabled = true })
+	_, err = off.Do(withTimeout(t, time.Minute), migrator.CommandRevert, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	_, err = off.Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
+	require.NoError(t, err)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	require.EqualValues(t, 200, countOn(t, p.target, `SELECT count(*) FROM parents`))
+	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM journal WHERE what LIKE 'x%'`))
+}
