@@ -379,14 +379,28 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 				return fmt.Errorf("lock out writers of the target: %w", err)
 			}
 		}
-		if p.decoder.enabled.Load() { // the log is complete now, and stays so
-			if err := p.decoder.drain(ctx); err != nil {
-				return err
-			}
+		decoded, err := p.decoder.look(ctx)
+		if err == nil && decoded { // the log is complete then, and stays so
+			err = p.decoder.drain(ctx)
+		}
+		lost := errors.Is(err, ErrSlotLost)
+		if lost && !force {
+			e := refuse("revert", "The replication slot on the target is gone, and what was written there since the switch is not known. Force the revert to go back without it; every table is sent whole to the target then.")
+			e.CanForce = true
+			return e
+		}
+		if err != nil && !lost {
+			return err
 		}
 		written, err := writtenOnTarget(ctx, tx, tables)
 		if err != nil {
 			return err
+		}
+		if lost {
+			written = nil
+			for _, t := range tables {
+				written = append(written, writtenTable{table: t, truncated: true})
+			}
 		}
 		if len(written) > 0 && !force {
 			return revertRefused(written)

@@ -58,8 +58,11 @@ type decoder struct {
 	at     *address
 	pool   *pgxpool.Pool
 	change beginner
+	leads  func() bool // whether this process may change anything there
 	// enabled tells that there is a slot, as far as this process knows.
 	enabled atomic.Bool
+	// incomplete tells that changes in the slot do not tell the keys, so that another one is needed.
+	incomplete atomic.Bool
 
 	mu     sync.Mutex // of what follows: the stream
 	stream *decodeStream
@@ -198,6 +201,21 @@ func (d *decoder) slot(ctx context.Context) (slot string, err error) {
 	return slot, err
 }
 
+// look tells whether there is a slot, which another process may have made.
+func (d *decoder) look(ctx context.Context) (bool, error) {
+	if d.enabled.Load() {
+		return true, nil
+	}
+	slot, err := d.slot(ctx)
+	if code := sqlState(err); code == "42P01" || code == "3F000" { // nothing of ours is there
+		err = nil
+	}
+	if err == nil && slot != "" {
+		d.enabled.Store(true)
+	}
+	return slot != "", err
+}
+
 // createSlot makes a new slot. Its name is that of the migration, of the side, and a number: which of them is complete is what the
 // journal says, so that one which was made and not yet used is told from one that is.
 func (d *decoder) createSlot(ctx context.Context, before string) (string, error) {
@@ -269,7 +287,7 @@ func (d *decoder) remove(ctx context.Context, change beginner) error {
 }
 
 // decodable tells whether the changes of a table can be decoded: each relation that holds its rows has a replica identity that
-// tells its key. Where one has none, to publish it would make the application's updates fail.
+// tells its key. Where one has none, to publish it would make the application's updates fail. Generated columns are not sent.
 func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 	if t.Keyless() {
 		return false, nil
@@ -278,7 +296,8 @@ func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 		SELECT coalesce(bool_and(c.relpersistence = 'p' AND c.relkind = 'r' AND (c.relreplident = 'f' OR coalesce(
 			(SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_index x CROSS JOIN unnest(x.indkey[0:x.indnkeyatts - 1]) AS k(att)
 			 JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att WHERE x.indexrelid = pg_get_replica_identity_index(c.oid))
-			= (SELECT array_agg(k ORDER BY k) FROM unnest($2::text[]) AS k), false))), false)
+			= (SELECT array_agg(k ORDER BY k) FROM unnest($2::text[]) AS k), false))
+			AND NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY ($2::text[]) AND a.attgenerated <> '')), false)
 		FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind = 'r'
 		   OR c.oid IN (SELECT p.relid FROM pg_partition_tree(to_regclass($1)) AS p WHERE p.isleaf)`, t.Ident(), t.Key).Scan(&can)
 	return can, err
@@ -301,7 +320,7 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 	}
 	var works bool
 	err = d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() AND coalesce(wal_status, '') <> 'lost')`, slot).Scan(&works)
-	if err != nil || works {
+	if err != nil || (works && !d.incomplete.Load()) {
 		return errors.Join(err, resend())
 	}
 	d.mu.Lock()
@@ -316,10 +335,14 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 	if err := resend(); err != nil { // reads the tables after the slot was made
 		return err
 	}
-	return d.change(ctx, func(tx pgx.Tx) error {
+	err = d.change(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET slot = $1`, slot)
 		return err
 	})
+	if err == nil {
+		d.incomplete.Store(false)
+	}
+	return err
 }
 
 // retained is how many bytes of the write-ahead log the slot keeps from being recycled.
@@ -338,10 +361,12 @@ func (d *decoder) retained(ctx context.Context) (bytes int64, err error) {
 
 // logSize lets the slot go on, and measures what it retains and the logs.
 func (d *decoder) logSize(ctx context.Context) (int64, error) {
-	if d.enabled.Load() {
-		if err := d.drain(ctx); err != nil {
-			return 0, err
-		}
+	there, err := d.look(ctx)
+	if err == nil && there {
+		err = d.drain(ctx)
+	}
+	if err != nil {
+		return 0, err
 	}
 	bytes, err := logSize(ctx, d.pool)
 	if err != nil {

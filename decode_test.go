@@ -18,6 +18,8 @@ import (
 func TestDecoding(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
+		"OddKeys":                       TestOddKeys,
+		"BulkStatements":                TestBulkStatementsOfAllSizes,
 		"EveryKindOfWriteIsCaptured":    TestEveryKindOfWriteIsCaptured,
 		"RevertBringsEverythingBack":    TestRevertBringsEverythingBack,
 		"ThereAndBackUnderLoad":         TestThereAndBackUnderLoad,
@@ -165,4 +167,133 @@ func TestDecodingIsNotPossible(t *testing.T) {
 	err := p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync)
 	require.ErrorContains(t, err, "the role has no REPLICATION")
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
+}
+
+// A change of the replica identity to columns that are not the key: changes do not tell the key any more. It is refused, and no row is passed over.
+func TestReplicaIdentityIsChanged(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, email text NOT NULL UNIQUE)`, `INSERT INTO items SELECT i, 'e' || i FROM generate_series(1, 20) i`)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY FULL`, `UPDATE items SET id = 100 WHERE id = 1`, `DELETE FROM items WHERE id = 2`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY USING INDEX items_email_key`, `UPDATE items SET id = 101 WHERE id = 3`)
+	require.ErrorContains(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync), "replica identity")
+	p.sql(t, `DELETE FROM items WHERE id = 4`)
+	require.ErrorContains(t, p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync), "replica identity")
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY DEFAULT`, `DELETE FROM items WHERE id = 5`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	p.sql(t, `UPDATE items SET id = 102 WHERE id = 6`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
+
+// The key's column is renamed, and another one takes its name.
+func TestKeyColumnIsRenamedAndItsNameTaken(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, 'e' || i FROM generate_series(1, 20) i`)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `BEGIN; ALTER TABLE items RENAME id TO old_id; ALTER TABLE items ADD id bigint; UPDATE items SET id = 1000 + old_id WHERE old_id > 10; COMMIT`, `DELETE FROM items WHERE old_id = 1`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `UPDATE items SET id = 2000 + old_id WHERE old_id < 5`, `DELETE FROM items WHERE old_id = 2`, `UPDATE items SET old_id = 50 WHERE old_id = 3`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
+
+// One process reads the slot. Another one that would share the copy is told so, and does not disturb the one that leads.
+func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i`)
+	m := p.migrator(t, func(c *migrator.Config) { c.HoldBeforeCopy, c.Copy.MaxBytesPerSecond = true, 4<<20 })
+	ctx := withTimeout(t, time.Minute)
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx, migrator.UntilInSync) }()
+	waitFor(t, "it may copy", func() bool { return phase(t, m) == migrator.PhaseReadyToCopy })
+	src, dst := p.open(t)
+	shared := make(chan error, 1)
+	go func() {
+		shared <- migrator.CopyWorker(ctx, src, dst, migrator.CopyConfig{Workers: 1, Logger: testLogger(t)})
+	}()
+	do(t, m, migrator.CommandCopy)
+	require.ErrorContains(t, <-shared, "only the process that leads can do")
+	require.NoError(t, <-ended)
+	require.NotContains(t, timeline(t, p), "trying again")
+	p.requireEqual(t)
+}
+
+// Another process than the one that switched knows of the slot on the target: it reads it while the way back is off, and a revert names what
+// would stay behind.
+func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	target := ownServer(t, pgtest.TargetVersion())
+	p.target = target.NewTarget(t)
+	p.sql(t, smallSchema...)
+	off := func(c *migrator.Config) { c.WayBack.Disabled = true }
+	m := p.migrator(t, off)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE id = 5`)
+	other := p.migrator(t, off)
+	_, err := other.Do(withTimeout(t, time.Minute), migrator.CommandRevert, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	require.ErrorContains(t, err, "children")
+	execute(t, p.target.Connect(t), `INSERT INTO journal (what) SELECT repeat('x', 500) FROM generate_series(1, 20000)`)
+	stop := run(t, p.migrator(t, off))
+	admin, err := pgx.Connect(t.Context(), target.AdminURL(p.target.Name))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
+	waitFor(t, "the slot has gone on", func() bool {
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	stop()
+	_, err = p.migrator(t, off).Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
+	require.NoError(t, err)
+	require.NoError(t, p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
+
+// The way back is stopped by a change of the target's schema. Its slot is read nevertheless; and when that is lost, a revert can be forced.
+func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	server := ownServer(t, pgtest.TargetVersion())
+	p.target = server.NewTarget(t)
+	p.sql(t, smallSchema...)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `ALTER TABLE children ADD other int`, `ALTER TABLE children DROP n`,
+		`INSERT INTO journal (what) SELECT repeat('x', 500) FROM generate_series(1, 20000)`)
+	admin, err := pgx.Connect(t.Context(), server.AdminURL(p.target.Name))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
+	stop := run(t, m)
+	waitFor(t, "the slot has gone on", func() bool {
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	stop()
+	execute(t, p.target.Connect(t), `ALTER TABLE children ADD n int`, `DELETE FROM parents WHERE id = 5`)
+	waitFor(t, "the slot is dropped", func() bool {
+		execute(t, admin, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active`)
+		_, err := admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+		return err == nil
+	})
+	off := p.migrator(t, func(c *migrator.Config) { c.WayBack.Disabled = true })
+	_, err = off.Do(withTimeout(t, time.Minute), migrator.CommandRevert, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	_, err = off.Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
+	require.NoError(t, err)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	require.EqualValues(t, 200, countOn(t, p.target, `SELECT count(*) FROM parents`))
+	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM journal WHERE what LIKE 'x%'`))
 }

@@ -53,8 +53,12 @@ const (
 )
 
 // drain enters the keys of all changes in the logs that were committed before it was called: a message is committed, and what the server
-// sends before it is what is due, since it sends transactions in the order of their commits.
+// sends before it is what is due, since it sends transactions in the order of their commits. One process can read a slot: another one would
+// end its connection.
 func (d *decoder) drain(ctx context.Context) error {
+	if !d.leads() {
+		return refuse("read changes", "Changes on the %s are read from a replication slot, which only the process that leads can do: let it copy alone.", d.side)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for attempt := 1; ; attempt++ {
@@ -288,36 +292,52 @@ func inFull(xid uint32, near uint64) uint64 {
 
 // resolve finds the log of a relation, and the places of its key. A relation that is gone by now has no rows that could be missing.
 func (d *decoder) resolve(ctx context.Context, m *pglogrepl.RelationMessage) (*decodedRelation, error) {
-	var table uint32
-	var key []string
+	t := &Table{}
 	err := d.pool.QueryRow(ctx, `
-		SELECT c.relid, c.key FROM heroku_migrator.captured c WHERE c.decoded AND c.here = coalesce(
-			(SELECT r.relid::oid FROM pg_partition_ancestors($1::oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), $1::oid)`, m.RelationID).Scan(&table, &key)
+		SELECT c.relid, c.key, n.nspname, r.relname FROM heroku_migrator.captured c JOIN pg_class r ON r.oid = c.here JOIN pg_namespace n ON n.oid = r.relnamespace
+		WHERE c.decoded AND c.here = coalesce(
+			(SELECT r.relid::oid FROM pg_partition_ancestors($1::oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), $1::oid)`, m.RelationID).
+		Scan(&t.ID, &t.Key, &t.Schema, &t.Name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return &decodedRelation{}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the log of %s.%s: %w", m.Namespace, m.RelationName, err)
 	}
-	r := &decodedRelation{table: table}
-	var renamed []int // columns of the identity that the key does not know
+	r := &decodedRelation{table: t.ID}
+	// Only columns of the replica identity: of others, a row that is deleted, or whose key was changed, does not tell the value.
+	var renamed []int // those that the key does not know
 	for i, c := range m.Columns {
-		if c.Flags == 1 && m.ReplicaIdentity != 'f' && !slices.Contains(key, c.Name) {
+		if c.Flags == 1 && m.ReplicaIdentity != 'f' && !slices.Contains(t.Key, c.Name) {
 			renamed = append(renamed, i)
 		}
 	}
-	for _, name := range key {
-		place := slices.IndexFunc(m.Columns, func(c *pglogrepl.RelationMessageColumn) bool { return c.Name == name })
-		if place < 0 && len(renamed) == 1 {
+	for _, name := range t.Key {
+		place := slices.IndexFunc(m.Columns, func(c *pglogrepl.RelationMessageColumn) bool { return c.Name == name && c.Flags == 1 })
+		there := slices.ContainsFunc(m.Columns, func(c *pglogrepl.RelationMessageColumn) bool { return c.Name == name })
+		if place < 0 && len(renamed) == 1 && (!there || m.ReplicaIdentity == 'd') { // else the identity may be another index
 			place, renamed = renamed[0], nil
 		}
 		if place < 0 {
-			return nil, refuse("decode", "Column %s of the key of %s.%s on the %s is not in its changes any more: it was renamed together with another, or its replica identity changed. Undo that, or abort and capture by triggers.",
-				name, m.Namespace, m.RelationName, d.side)
+			return nil, d.withoutKey(ctx, t, name)
 		}
 		r.key = append(r.key, place)
 	}
 	return r, nil
+}
+
+// withoutKey says that changes do not tell the key of a table. If they would by now, only what was changed meanwhile is missing.
+func (d *decoder) withoutKey(ctx context.Context, t *Table, column string) error {
+	can, err := decodable(ctx, d.pool, t)
+	switch {
+	case err != nil:
+		return err
+	case can:
+		d.incomplete.Store(true)
+		return fmt.Errorf("the replica identity of %s was another one for a while: %w", t, ErrSlotLost)
+	}
+	return refuse("decode", "Column %s of the key of %s on the %s is not in its changes any more: it was renamed together with another, or its replica identity changed. Undo that and run again, or abort and capture by triggers.",
+		column, t, d.side)
 }
 
 // field is a column of a row that was received.

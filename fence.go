@@ -40,6 +40,8 @@ type FenceConfig struct {
 	DrainTime time.Duration
 	// Terminate ends the sessions of transactions that are still open after it, instead of giving up.
 	Terminate bool
+	// Keep leaves writes refused when an attempt fails: for a side that must not take any, as the source after the switch.
+	Keep bool
 }
 
 const defaultDrainTime = 3 * time.Second
@@ -217,7 +219,7 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err != nil {
 		return fmt.Errorf("fence the %s: %w", g.side, err)
 	}
-	if len(slow) > 0 && (!cfg.Terminate || slices.ContainsFunc(slow, func(w writer) bool { return w.prepared })) {
+	if len(slow) > 0 && !cfg.Keep && (!cfg.Terminate || slices.ContainsFunc(slow, func(w writer) bool { return w.prepared })) {
 		return g.inTheWay(slow)
 	}
 	err = g.change(ctx, func(tx pgx.Tx) error {
@@ -230,10 +232,12 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err == nil {
 		return nil
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if undoErr := g.open(undo); undoErr != nil {
-		return errors.Join(fmt.Errorf("fence the %s: %w", g.side, err), undoErr)
+	if !cfg.Keep {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if undoErr := g.open(undo); undoErr != nil {
+			return errors.Join(fmt.Errorf("fence the %s: %w", g.side, err), undoErr)
+		}
 	}
 	if errors.Is(err, ErrBusy) {
 		return err

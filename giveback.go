@@ -77,9 +77,10 @@ func (p *PlanetScale) located(ctx context.Context, tables []*Table) ([]*Table, e
 	return here, nil
 }
 
-// columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves.
+// columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves. A column that was dropped and
+// added again is another one: rows that were not changed since have lost their value.
 const (
-	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod ORDER BY a.attnum) FROM pg_attribute a
+	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY a.attnum) FROM pg_attribute a
 		WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped)`
 	filesHere = `(SELECT string_agg(pg_relation_filenode(r.relid)::text, ' ' ORDER BY r.relid)
 		FROM (SELECT to_regclass(t.name)::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(to_regclass(t.name)) AS p) AS r)`

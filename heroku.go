@@ -69,7 +69,7 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	h := &Heroku{url: at, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}
-	h.decoder = &decoder{method: cfg.Capture, side: "source", at: at, pool: pool, change: h.change}
+	h.decoder = &decoder{method: cfg.Capture, side: "source", at: at, pool: pool, change: h.change, leads: h.claimed}
 	return h, nil
 }
 
@@ -120,6 +120,13 @@ func (h *Heroku) Claim(ctx context.Context, claim Claim, create bool) error {
 	defer h.mu.Unlock()
 	h.claim = claim
 	return nil
+}
+
+// claimed tells whether this process has claimed the source.
+func (h *Heroku) claimed() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.claim.Migration != ""
 }
 
 // Our objects on the source, but for the logs and functions of each table.

@@ -476,16 +476,20 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 // idle waits until the context is done, and watches how the log grows meanwhile. A slot goes on by that, so that it retains little.
 func (m *Migrator) idle(ctx context.Context, log ChangeLog) error {
 	for {
-		bytes, err := log.LogSize(ctx)
-		if err == nil {
-			err = m.journal.setLog(ctx, bytes, -1)
-		}
-		if err != nil && ctx.Err() == nil {
-			m.log.DebugContext(ctx, "the change log could not be measured", "error", err)
-		}
+		m.measure(ctx, log)
 		if err := sleep(ctx, logEvery); err != nil {
 			return err
 		}
+	}
+}
+
+func (m *Migrator) measure(ctx context.Context, log ChangeLog) {
+	bytes, err := log.LogSize(ctx)
+	if err == nil {
+		err = m.journal.setLog(ctx, bytes, -1)
+	}
+	if err != nil && ctx.Err() == nil {
+		m.log.DebugContext(ctx, "the change log could not be measured", "error", err)
 	}
 }
 

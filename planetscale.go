@@ -74,7 +74,7 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}
-	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx}
+	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx, leads: func() bool { return p.journal.epoch.Load() != 0 }}
 	return p, nil
 }
 

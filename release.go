@@ -12,10 +12,7 @@ import (
 
 // Release implements [Source].
 func (h *Heroku) Release(ctx context.Context) error {
-	h.mu.Lock()
-	claimed := h.claim.Migration != ""
-	h.mu.Unlock()
-	if exists, err := schemaExists(ctx, h.pool); err != nil || !exists || !claimed { // not claimed: not ours
+	if exists, err := schemaExists(ctx, h.pool); err != nil || !exists || !h.claimed() { // not claimed: not ours
 		return err
 	}
 	if err := h.CloseWayBack(ctx); err != nil {

@@ -86,7 +86,7 @@ type Fencer interface {
 
 	// Fence refuses every write to the tables from now on (I5), and returns when the last transaction
 	// that had written to one of them has ended. One attempt of a few seconds; it fails with
-	// [ErrBusy], and the application writes as before, if a transaction did not end.
+	// [ErrBusy], and the application writes as before (unless cfg.Keep is set), if a transaction did not end.
 	Fence(ctx context.Context, tables []*Table, cfg FenceConfig) error
 
 	// Writers names the transactions that have written to the tables and have been open for longer than age: they are in the

@@ -35,7 +35,8 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		aliases := make([]string, len(places))
 		picked := make([]string, len(places))
 		for i, place := range places {
-			aliases[i], picked[i] = fmt.Sprintf("k%d", i+1), fmt.Sprintf("r.k%d", place+1)
+			// The other columns keep their names, of which none may be one of these.
+			aliases[i], picked[i] = fmt.Sprintf("heroku_migrator_k%d", i+1), fmt.Sprintf("r.heroku_migrator_k%d", place+1)
 		}
 		keys, rows = strings.Join(picked, ", "), "heroku_migrator_rows AS r("+strings.Join(aliases, ", ")+")"
 		oldKeys = fmt.Sprintf("SELECT %s FROM (SELECT OLD.*) AS r(%s)", keys, strings.Join(aliases, ", "))

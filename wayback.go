@@ -81,7 +81,7 @@ func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig)
 			return nil, err
 		}
 	}
-	if err := src.Fence(ctx, w.tables, FenceConfig{}); err != nil {
+	if err := src.Fence(ctx, w.tables, FenceConfig{Keep: true}); err != nil {
 		return nil, err
 	}
 	if err := src.OpenWayBack(ctx, w.tables, state.Switches); err != nil {
@@ -280,6 +280,7 @@ func (m *Migrator) wayBack(ctx context.Context) error {
 		if err := m.journal.wayBackFailed(ctx, err); err != nil {
 			return fmt.Errorf("%w; %w", errors.New(told), err)
 		}
+		m.measure(ctx, m.cfg.Target) // which has a slot go on: one that nobody reads would fill the disk
 		if err := sleep(ctx, backoff(attempt, 500*time.Millisecond, 30*time.Second)); err != nil {
 			return err
 		}
