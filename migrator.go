@@ -44,6 +44,8 @@ type Migrator struct {
 	events  events
 	leading atomic.Bool
 	waiting atomic.Pointer[WaitingStatus] // while this process tries again what failed
+
+	indexWorkers atomic.Int64 // 0: as configured
 }
 
 // New returns a migrator. It does not connect.
@@ -434,7 +436,7 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		}
 		return advance(PhaseRebuildingIndexes, "building indexes and constraints")
 	case PhaseRebuildingIndexes:
-		if err := BuildIndexes(ctx, src, dst, m.cfg.Indexes); err != nil {
+		if err := BuildIndexes(ctx, src, dst, m.indexConfig()); err != nil {
 			return err
 		}
 		return advance(PhaseReplicating, "the target follows the source")
@@ -497,7 +499,7 @@ func (m *Migrator) copy(ctx context.Context) error {
 	})
 	g.Go(func() error { return watchLog(gctx, m.cfg.Source, m.journal, copied) })
 	g.Go(func() error {
-		err := BuildIndexesMeanwhile(gctx, m.cfg.Target, copied, m.cfg.Indexes)
+		err := BuildIndexesMeanwhile(gctx, m.cfg.Target, copied, m.indexConfig())
 		if failed := new(ObjectError); errors.As(err, &failed) { // the copy goes on; the next phase reports it
 			m.log.WarnContext(ctx, "an index could not be built", "error", err)
 			m.publish(Event{Kind: EventWarning, Phase: PhaseCopying, Message: err.Error()})

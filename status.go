@@ -17,6 +17,11 @@ type Status struct {
 	Error       *string  `json:"error"`
 	Message     string   `json:"message"`
 
+	// ID is the migration's. FailedPhase is set in phase error: what failed and is tried again. Goal is set while cleaning up: completed or aborted.
+	ID          string `json:"migration_id,omitempty"`
+	FailedPhase Phase  `json:"failed_phase,omitempty"`
+	Goal        Phase  `json:"goal,omitempty"`
+
 	CutoverReadiness ReadinessStatus `json:"cutover_readiness"`
 	ProgressSignals  ProgressSignals `json:"progress_signals"`
 
@@ -168,6 +173,10 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	}
 	st.Phase, st.State, st.Message, st.Leader, st.Report = s.Phase, s.Run, s.Message, s.Holder, s.Report
 	st.StartedAt, st.SwitchedAt, st.CompletedAt = timeText(&s.StartedAt), timeText(s.SwitchedAt), timeText(s.CompletedAt)
+	st.ID, st.Goal = s.ID, s.Goal
+	if s.Phase == PhaseError {
+		st.FailedPhase = s.Resume
+	}
 	if s.Error != "" {
 		st.Error = &s.Error
 	}
