@@ -174,7 +174,9 @@ func (p *migration) drive(ctx context.Context) {
 }
 
 // mayCopy is this program's condition for the copy.
-func (p *migration) mayCopy(now time.Time) bool { return p.admin.frozen.Load() && !now.Before(p.notBefore) }
+func (p *migration) mayCopy(now time.Time) bool {
+	return p.admin.frozen.Load() && !now.Before(p.notBefore)
+}
 
 // pause returns false if the context is done meanwhile.
 func pause(ctx context.Context, d time.Duration) bool {

@@ -88,15 +88,14 @@ func TestDocumentedVariables(t *testing.T) {
 
 func TestAppJSON(t *testing.T) {
 	var app struct {
-		Stack string
+		Stack string `json:"stack"`
 		Env   map[string]struct {
-			Description string
-			Required    bool
-		}
+			Description string `json:"description"`
+			Required    bool   `json:"required"`
+		} `json:"env"`
 		Formation map[string]struct {
-			Quantity *int
-			Size     string
-		}
+			Quantity *int `json:"quantity"`
+		} `json:"formation"`
 	}
 	require.NoError(t, json.Unmarshal(read(t, "app.json"), &app))
 	require.Equal(t, "container", app.Stack)
@@ -225,13 +224,17 @@ func TestKubernetes(t *testing.T) {
 
 func TestFly(t *testing.T) {
 	var fly struct {
-		Build     struct{ Dockerfile string }
-		Processes map[string]string
-		KillTime  int `toml:"kill_timeout"`
+		Build struct {
+			Dockerfile string `toml:"dockerfile"`
+		} `toml:"build"`
+		Processes map[string]string `toml:"processes"`
+		KillTime  int               `toml:"kill_timeout"`
 		HTTP      struct {
 			Port   int      `toml:"internal_port"`
 			For    []string `toml:"processes"`
-			Checks []struct{ Path string }
+			Checks []struct {
+				Path string `toml:"path"`
+			} `toml:"checks"`
 		} `toml:"http_service"`
 	}
 	require.NoError(t, toml.Unmarshal(read(t, "deploy/fly.toml"), &fly))

@@ -13,7 +13,9 @@ type problem struct {
 	variable, message, remedy string
 }
 
-func (p problem) tell(log *slog.Logger) { log.Error(p.message, "variable", p.variable, "remedy", p.remedy) }
+func (p problem) tell(log *slog.Logger) {
+	log.Error(p.message, "variable", p.variable, "remedy", p.remedy)
+}
 
 // environment reads variables, and gathers what is wrong with them instead of stopping at the first.
 type environment struct {

@@ -25,7 +25,7 @@ func work(ctx context.Context, c *config, log *slog.Logger) error {
 	for {
 		err := migrator.CopyWorker(ctx, databases.src, databases.dst, copying)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it was asked to end
+			return nil
 		}
 		text := "nothing is left to copy; waiting for another migration"
 		switch {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,6 +108,6 @@ func TestPhases(t *testing.T) {
 		require.Zero(t, count(db, `SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator%') + (SELECT count(*) FROM pg_namespace WHERE nspname = 'heroku_migrator')`))
 	}
 	out, err := exec.Command(binary, "preflight").CombinedOutput()
-	require.True(t, errors.As(err, new(*exec.ExitError)))
+	require.ErrorAs(t, err, new(*exec.ExitError))
 	require.Contains(t, string(out), "HEROKU_URL: source: connection URL: it is empty")
 }

@@ -77,7 +77,7 @@ func replicate(ctx context.Context, src migrator.Source, dst migrator.Target) er
 		err := migrator.Replicate(ctx, src, dst, migrator.ReplicateConfig{})
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was interrupted
 		case !errors.Is(err, migrator.ErrSchemaChanged):
 			return err
 		}
