@@ -226,13 +226,14 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 		}
 		var fence bool
 		if err := tx.QueryRow(ctx, `SELECT to_regproc('heroku_migrator.fence') IS NOT NULL`).Scan(&fence); err != nil || fence {
-			return err // as it is: closed, after a revert
+			return err
 		}
-		_, err = tx.Exec(ctx, fmt.Sprintf(fenceOpen, SchemaName))
+		// Closed, as after a revert: while the source refuses writes, nobody may believe that the target takes them already.
+		_, err = tx.Exec(ctx, fmt.Sprintf(fenceClosed, SchemaName))
 		return err
 	})
 	if err == nil {
-		err = p.PrepareFence(ctx, tables)
+		err = p.PrepareFence(ctx, tables, FenceConfig{})
 	}
 	var decode bool
 	if err == nil {
@@ -410,7 +411,7 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 				if w.table.Keyless() {
 					return nil // it is sent whole
 				}
-				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM %s) TO STDOUT`, w.table.logColumns(), logName(w.table.ID)), out)
+				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM (%s) AS l) TO STDOUT`, w.table.keyList(""), w.table.logRows()), out)
 				return err
 			},
 			func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
@@ -438,11 +439,11 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 	var list []writtenTable
 	for _, t := range tables {
 		w := writtenTable{table: t}
-		keys := t.logColumns()
+		keys, log := t.keyList(""), "("+t.logRows()+")"
 		if t.Keyless() {
-			keys = "image"
+			keys, log = "image", logName(t.ID)
 		}
-		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s) AS k)`, keys, logName(t.ID))).Scan(&w.keys)
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s AS l) AS k)`, keys, log)).Scan(&w.keys)
 		if err != nil {
 			return nil, err
 		}

@@ -29,7 +29,7 @@ func child() int {
 			var m *migrator.Migrator
 			cfg := migrator.Config{Source: src, Target: dst, Logger: log, Copy: migrator.CopyConfig{ChunkBytes: 128 << 10}}
 			if file := os.Getenv("CHILD_HOOK"); file != "" {
-				cfg.Cutover.Hook = migrator.CommandHook("sh", "-c", `echo "$MIGRATOR_HOOK $MIGRATOR_NUMBER" >> "$0"`, file)
+				cfg.Cutover.Hook = notingHook(file)
 			}
 			if m, err = migrator.New(cfg); err == nil {
 				if command := os.Getenv("CHILD_DO"); command != "" {
@@ -49,6 +49,11 @@ func child() int {
 		return 1
 	}
 	return 0
+}
+
+// notingHook notes each call in a file, and kills the process that makes it if it is told to.
+func notingHook(file string) migrator.Hook {
+	return migrator.CommandHook("sh", "-c", `echo "$MIGRATOR_HOOK $MIGRATOR_NUMBER" >> "$0"; if [ "$CHILD_DIES_IN" = "$MIGRATOR_HOOK" ]; then kill -9 $PPID; fi`, file)
 }
 
 func (p *pair) child(t *testing.T, until migrator.Until) *exec.Cmd {

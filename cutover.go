@@ -24,6 +24,8 @@ type CutoverConfig struct {
 	// DrainTime is how long one attempt to raise the fence refuses writes while it waits for transactions that have written.
 	// Default: 3 s.
 	DrainTime time.Duration
+	// LagLimit is how far the target may be behind before readiness calls it a reason to wait. Default: 30 s.
+	LagLimit time.Duration
 	// Writers says what is done about transactions that are still open then. Default: [WritersWait].
 	Writers WriterPolicy
 	// SequenceMargin is by how many steps sequences are set beyond where they are. Default: 0.
@@ -60,6 +62,12 @@ func (c CutoverConfig) withDefaults() CutoverConfig {
 	if c.DrainTimeout <= 0 {
 		c.DrainTimeout = time.Minute
 	}
+	if c.DrainTime <= 0 {
+		c.DrainTime = defaultDrainTime
+	}
+	if c.LagLimit <= 0 {
+		c.LagLimit = 30 * time.Second
+	}
 	if c.HookTimeout <= 0 {
 		c.HookTimeout = 5 * time.Minute
 	}
@@ -88,67 +96,6 @@ func (r SwitchReport) encode() (string, error) {
 	return string(b), err
 }
 
-// Readiness tells what stands in the way of a switch. Reasons in hard cannot be overridden.
-func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string, err error) {
-	state, err := dst.Journal().State(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	if state.Phase != PhaseReplicating {
-		return []string{fmt.Sprintf("The migration is in phase %s: the switch comes after the copy, in phase replicating.", state.Phase)}, nil, nil
-	}
-	tables, err := dst.Journal().Tables(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, t := range tables {
-		if t.State != TableLive {
-			hard = append(hard, fmt.Sprintf("Table %s is not complete yet (%s).", t.Table, t.State))
-		}
-	}
-	cat, err := src.Catalog(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	if v := state.Verification; v != nil && len(v.Differences) > 0 {
-		hard = append(hard, fmt.Sprintf("The last verification found differences: %s. Verify with force, which has these tables sent whole, and once more.", abbreviate(v.Differences)))
-	}
-	objects, err := dst.Journal().Objects(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	var failed []string
-	for _, o := range objects {
-		if o.State == ObjectFailed {
-			failed = append(failed, o.String())
-		}
-	}
-	if len(failed) > 0 {
-		soft = append(soft, fmt.Sprintf("These could not be created on the target: %s. Remove the cause and run again, or go on without them.", abbreviate(failed)))
-	}
-	return append(hard, findDrift(cat, tables)...), soft, nil
-}
-
-// readinessNotes tells what is no reason against a switch, but good to know before.
-func readinessNotes(ctx context.Context, src Source, state *State, tables []*Table, drainTime time.Duration) ([]string, error) {
-	notes := []string{}
-	if state.Verification == nil {
-		notes = append(notes, "Rows were not compared yet: verify does that while the application writes.")
-	}
-	const lag = 10
-	if state.SyncedAt != nil && state.SyncedAge > lag {
-		notes = append(notes, fmt.Sprintf("The target is %.0f s behind: a switch first waits until it has caught up.", state.SyncedAge))
-	}
-	if drainTime <= 0 {
-		drainTime = 3 * time.Second
-	}
-	writers, err := src.Writers(ctx, tables, drainTime)
-	if len(writers) > 0 {
-		notes = append(notes, fmt.Sprintf("Transactions have been writing for longer than a switch may refuse writes (%s); it has to wait for them, or end them: %s.", drainTime, abbreviate(writers)))
-	}
-	return notes, err
-}
-
 // Cutover makes the target take over: the fence goes up on the source (I5), the last changes are carried
 // over, sequences are set, and the phase becomes switched. From then on the application may write to the
 // target.
@@ -159,7 +106,9 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	cfg = cfg.withDefaults()
 	hard, soft, err := Readiness(ctx, src, dst)
 	if err == nil && len(hard) == 0 {
-		hard, soft, err = schemaDrift(ctx, src, dst)
+		var drifted []string
+		hard, drifted, err = schemaDrift(ctx, src, dst)
+		soft = append(soft, drifted...)
 	}
 	if err != nil {
 		return nil, err
@@ -367,7 +316,7 @@ func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table
 	fence := FenceConfig{DrainTime: cfg.DrainTime, Terminate: cfg.Writers == WritersTerminate}
 	for {
 		report.FenceAttempts++
-		err := side.PrepareFence(ctx, tables)
+		err := side.PrepareFence(ctx, tables, fence)
 		began := time.Now()
 		if err == nil {
 			err = side.Fence(ctx, tables, fence)
@@ -379,7 +328,7 @@ func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table
 		notify(cfg.OnEvent, Event{Kind: EventWaiting, Message: err.Error()})
 		pause := backoff(report.FenceAttempts, 500*time.Millisecond, 4*time.Second)
 		if time.Now().Add(pause).After(deadline) || cfg.Writers == WritersGiveUp {
-			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid)), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
+			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid); prepared ones with ROLLBACK PREPARED), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return began, err

@@ -69,7 +69,7 @@ type decoder struct {
 func (d *decoder) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.disconnect(context.Background())
+	d.disconnect()
 }
 
 // oldestDecoding is the first version whose pgoutput sends messages, by which the end of what is due is recognised.
@@ -119,6 +119,47 @@ func (d *decoder) wanted(ctx context.Context) (bool, error) {
 		return false, refuse("capture", "Changes on the %s cannot be captured by logical decoding: %s. Capture them by triggers.", d.side, strings.Join(reasons, "; "))
 	}
 	return true, nil
+}
+
+// inspectWayBack says how changes on the target will be captured after the switch, and what that costs.
+func (d *decoder) inspectWayBack(ctx context.Context) (Finding, error) {
+	f := Finding{Check: "way_back", Severity: SeverityInfo}
+	reasons, bounded, err := d.possible(ctx)
+	if err != nil {
+		return f, err
+	}
+	if !bounded && d.method == CaptureAuto {
+		reasons = append(reasons, "max_slot_wal_keep_size is -1, so that a slot which nobody reads would fill the disk")
+	}
+	switch {
+	case d.method == CaptureTriggers:
+		f.Message = "After the switch, changes on the target are captured by triggers, for the way back. They cost its writes what capture costs those of the source now."
+	case len(reasons) == 0:
+		f.Message = "After the switch, changes on the target are read from its write-ahead log by a replication slot, for the way back. That adds nothing to the application's writes; tables whose key is not their replica identity have triggers."
+		f.Remedy = "Keep a process of the migration running until it is completed: what the slot retains grows until it is read."
+	case d.method == CaptureDecoding:
+		f.Severity = SeverityBlocker
+		f.Message = "Changes on the target cannot be captured by logical decoding after the switch: " + strings.Join(reasons, "; ") + "."
+		f.Remedy = "Have them captured by triggers."
+	default:
+		f.Message = "After the switch, changes on the target are captured by triggers, for the way back. They cost its writes what capture costs those of the source now. Logical decoding would cost them nothing, but: " + strings.Join(reasons, "; ") + "."
+	}
+	return f, nil
+}
+
+// inspectCapture says whether the source can be captured as was asked for.
+func (d *decoder) inspectCapture(ctx context.Context) ([]Finding, error) {
+	if d.method != CaptureDecoding {
+		return nil, nil
+	}
+	reasons, _, err := d.possible(ctx)
+	if err != nil || len(reasons) == 0 {
+		return nil, err
+	}
+	return []Finding{{
+		Check: "capture", Severity: SeverityBlocker, Message: "Changes on the source cannot be captured by logical decoding: " + strings.Join(reasons, "; ") + ".",
+		Remedy: "Have them captured by triggers, as on Heroku.",
+	}}, nil
 }
 
 // prepare makes the publication and the slot, if they are not there. The publication comes first, since what is decoded needs it to have been
@@ -212,7 +253,7 @@ func (d *decoder) dropSlots(ctx context.Context, pattern string) error {
 func (d *decoder) remove(ctx context.Context, change beginner) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.disconnect(ctx)
+	d.disconnect()
 	d.enabled.Store(false)
 	err := d.dropSlots(ctx, ourSlots)
 	if err == nil {
@@ -264,7 +305,7 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 		return errors.Join(err, resend())
 	}
 	d.mu.Lock()
-	d.disconnect(ctx)
+	d.disconnect()
 	d.mu.Unlock()
 	if err := d.dropSlots(ctx, slot); err != nil {
 		return err

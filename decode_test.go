@@ -165,4 +165,5 @@ func TestDecodingIsNotPossible(t *testing.T) {
 	p.capture = migrator.CaptureDecoding // the role may not
 	err := p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync)
 	require.ErrorContains(t, err, "the role has no REPLICATION")
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
 }

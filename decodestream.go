@@ -59,7 +59,7 @@ func (d *decoder) drain(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		d.disconnect(ctx)
+		d.disconnect()
 		// While nothing is read, the server may have ended the connection.
 		again := pgconn.Timeout(err) || sqlState(err) == "" || Retryable(err)
 		if attempt > 1 || !again || ctx.Err() != nil || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrLostLead) {
@@ -68,14 +68,12 @@ func (d *decoder) drain(ctx context.Context) error {
 	}
 }
 
-// disconnect ends the stream, whatever became of the context.
-func (d *decoder) disconnect(ctx context.Context) {
+// disconnect ends the stream. The server notices by itself, so there is nothing to wait for.
+func (d *decoder) disconnect() {
 	if d.stream == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = d.stream.conn.Close(ctx)
+	_ = d.stream.conn.Conn().Close()
 	d.stream = nil
 }
 
@@ -88,7 +86,7 @@ func (d *decoder) drainOnce(ctx context.Context) error {
 		return nil
 	}
 	if d.stream != nil && d.stream.slot != slot {
-		d.disconnect(ctx)
+		d.disconnect()
 	}
 	if d.stream == nil {
 		if err := d.connect(ctx, slot); err != nil {

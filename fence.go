@@ -1,6 +1,7 @@
 package migrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,8 @@ type FenceConfig struct {
 	Terminate bool
 }
 
+const defaultDrainTime = 3 * time.Second
+
 // gate is the fence around one database's tables. It is the same on both sides.
 type gate struct {
 	pool   *pgxpool.Pool
@@ -58,8 +61,8 @@ func (h *Heroku) gate() gate {
 }
 
 // PrepareFence implements [Source].
-func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table) error {
-	return h.gate().prepare(ctx, tables)
+func (h *Heroku) PrepareFence(ctx context.Context, tables []*Table, cfg FenceConfig) error {
+	return h.gate().prepareFor(ctx, tables, cfg)
 }
 
 // Fence implements [Source].
@@ -90,6 +93,26 @@ func (g gate) writers(ctx context.Context, tables []*Table, age time.Duration) (
 
 // Unfence implements [Source].
 func (h *Heroku) Unfence(ctx context.Context) error { return h.gate().open(ctx) }
+
+// prepareFor is prepare, and ends sessions that keep a trigger from being made, if it is to.
+func (g gate) prepareFor(ctx context.Context, tables []*Table, cfg FenceConfig) error {
+	err := g.prepare(ctx, tables)
+	if !cfg.Terminate || !errors.Is(err, ErrBusy) {
+		return err
+	}
+	ids := make([]uint32, len(tables))
+	for i, t := range tables {
+		ids[i] = t.ID
+	}
+	slow, slowErr := g.openWriters(ctx, ids, cmp.Or(cfg.DrainTime, defaultDrainTime))
+	if slowErr != nil || len(slow) == 0 {
+		return errors.Join(err, slowErr)
+	}
+	if err := g.terminate(ctx, slow); err != nil {
+		return err
+	}
+	return g.prepare(ctx, tables)
+}
 
 // prepare puts a trigger on each relation, which refuses nothing yet. Relations are locked one
 // table at a time, so the application's transactions, which lock several, cannot get stuck with ours.
@@ -180,7 +203,7 @@ func (g gate) prepareTable(ctx context.Context, t *Table) error {
 // roles that privileges do not stop are stopped too.
 func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error {
 	if cfg.DrainTime <= 0 {
-		cfg.DrainTime = 3 * time.Second
+		cfg.DrainTime = defaultDrainTime
 	}
 	if err := g.prepare(ctx, tables); err != nil {
 		return err
@@ -194,7 +217,7 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err != nil {
 		return fmt.Errorf("fence the %s: %w", g.side, err)
 	}
-	if len(slow) > 0 && !cfg.Terminate {
+	if len(slow) > 0 && (!cfg.Terminate || slices.ContainsFunc(slow, func(w writer) bool { return w.prepared })) {
 		return g.inTheWay(slow)
 	}
 	err = g.change(ctx, func(tx pgx.Tx) error {
@@ -221,31 +244,39 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 // writer is a transaction that holds a lock for writing.
 type writer struct {
 	transaction string // virtual transaction
+	prepared    bool   // no session has it, so none can be terminated
 	description string
 }
+
+// preparedTransaction describes the one that holds lock l of pg_locks. Which it is, its lock on its own number tells.
+const preparedTransaction = `coalesce((
+	SELECT format('prepared transaction %L (%s, prepared %s s ago; end it with COMMIT PREPARED or ROLLBACK PREPARED)', p.gid, p.owner,
+	              round(extract(epoch FROM clock_timestamp() - p.prepared)))
+	FROM pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+	WHERE x.locktype = 'transactionid' AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction LIMIT 1),
+	'a transaction that has just ended')`
 
 // openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age. So may
 // those that have used large objects: writers and readers lock pg_largeobject (2613) alike, and whoever drops an
 // object locks that.
 func (g gate) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
 	rows, err := g.pool.Query(ctx, `
-		SELECT l.virtualtransaction, min(coalesce(
+		SELECT l.virtualtransaction, bool_or(l.pid IS NULL), min(CASE WHEN a.pid IS NOT NULL THEN
 		       format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename, coalesce(nullif(a.application_name, ''), 'no application name'),
-		              round(extract(epoch FROM clock_timestamp() - a.xact_start))),
-		       format('prepared transaction %s', (SELECT string_agg(p.gid, ', ') FROM pg_prepared_xacts p WHERE p.database = current_database()))))
+		              round(extract(epoch FROM clock_timestamp() - a.xact_start))) ELSE `+preparedTransaction+` END)
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 		  AND ((l.locktype = 'object' AND l.classid = 2613) OR (l.locktype = 'relation' AND (l.relation IN (2613, 2995) OR
 		       l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p))))
 		  AND l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.backend_type, '') <> 'autovacuum worker'
-		  AND ($2 = 0 OR a.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2))
-		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process
+		  AND ($2::float8 = 0 OR l.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2::float8))
+		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process; one whose process is gone has just ended
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (w writer, err error) {
-		err = row.Scan(&w.transaction, &w.description)
+		err = row.Scan(&w.transaction, &w.prepared, &w.description)
 		return w, err
 	})
 }

@@ -23,12 +23,12 @@ func (p *PlanetScale) LogSize(ctx context.Context) (int64, error) { return p.dec
 func (p *PlanetScale) gate() gate { return gate{pool: p.pool, change: p.journal.tx, side: "target"} }
 
 // PrepareFence implements [Target].
-func (p *PlanetScale) PrepareFence(ctx context.Context, tables []*Table) error {
+func (p *PlanetScale) PrepareFence(ctx context.Context, tables []*Table, cfg FenceConfig) error {
 	here, err := p.located(ctx, tables)
 	if err != nil {
 		return err
 	}
-	return p.gate().prepare(ctx, here)
+	return p.gate().prepareFor(ctx, here, cfg)
 }
 
 // Fence implements [Target].

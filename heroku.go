@@ -256,9 +256,9 @@ func holders(ctx context.Context, q querier, relations []Relation) string {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	rows, err := q.Query(ctx, `
-		SELECT DISTINCT coalesce(format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename,
-		         coalesce(nullif(a.application_name, ''), 'no application name'), round(extract(epoch FROM now() - a.xact_start))),
-		       format('the prepared transaction of virtual transaction %s', l.virtualtransaction))
+		SELECT DISTINCT CASE WHEN a.pid IS NOT NULL THEN format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename,
+		         coalesce(nullif(a.application_name, ''), 'no application name'), round(extract(epoch FROM now() - a.xact_start)))
+		       ELSE `+preparedTransaction+` END
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.granted AND l.locktype = 'relation' AND l.relation = ANY ($1::oid[])
 		  AND l.mode IN ('RowExclusiveLock','ShareUpdateExclusiveLock','ShareLock','ShareRowExclusiveLock','ExclusiveLock','AccessExclusiveLock')

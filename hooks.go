@@ -60,9 +60,7 @@ func callHook(ctx context.Context, j *Journal, cfg CutoverConfig, call HookCall)
 	switch {
 	case err != nil:
 		return err
-	case state == "started": // by a process that is gone: only one leads
-		return errors.Join(fmt.Errorf("hook %s: %w", call.Point, errHookUnknown), j.endHook(ctx, call, "unknown", errHookUnknown.Error()))
-	case state != "":
+	case state != "": // by this process or one before it: it is not called again, whatever became of it
 		return nil
 	}
 	limited, cancel := context.WithTimeout(ctx, cfg.HookTimeout)
@@ -99,16 +97,51 @@ func (j *Journal) endHook(ctx context.Context, call HookCall, state, message str
 		call.Number, string(call.Point), state, message)
 }
 
+// abandonHooks notes of calls that were begun by a process which is gone that their outcome is unknown, and returns them.
+func (j *Journal) abandonHooks(ctx context.Context) (list []HookStatus, err error) {
+	err = j.tx(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `UPDATE heroku_migrator.hooks SET state = 'unknown', error = $1 WHERE state = 'started' RETURNING point, number, state, error, at`, errHookUnknown.Error())
+		if err != nil {
+			return err
+		}
+		list, err = pgx.CollectRows(rows, scanHook)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("journal: look for hooks that were interrupted: %w", err)
+	}
+	return list, err
+}
+
+func scanHook(row pgx.CollectableRow) (h HookStatus, err error) {
+	err = row.Scan(&h.Point, &h.Number, &h.State, &h.Error, &h.At)
+	return h, err
+}
+
 // Hooks lists the calls of hooks, the latest last.
 func (j *Journal) Hooks(ctx context.Context) ([]HookStatus, error) {
 	rows, err := j.pool.Query(ctx, `SELECT point, number, state, error, at FROM heroku_migrator.hooks ORDER BY at`)
 	if err != nil {
 		return nil, fmt.Errorf("journal: read hooks: %w", err)
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (h HookStatus, err error) {
-		err = row.Scan(&h.Point, &h.Number, &h.State, &h.Error, &h.At)
-		return h, err
-	})
+	return pgx.CollectRows(rows, scanHook)
+}
+
+// tellAbandonedHooks tells of calls whose outcome nobody knows. The process has just taken the lead.
+func (m *Migrator) tellAbandonedHooks(ctx context.Context) error {
+	list, err := m.journal.abandonHooks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range list {
+		message := fmt.Sprintf("hook %s (number %d): %s", h.Point, h.Number, h.Error)
+		m.log.ErrorContext(ctx, "a hook was interrupted", "error", message)
+		m.publish(Event{Kind: EventFailure, Message: message})
+		if err := m.journal.Record(ctx, Event{Kind: EventFailure, Message: message}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // callLateHook calls the hook that follows the last switch or revert, if no process has. Its failure does not change where the migration

@@ -91,6 +91,7 @@ type fickle struct {
 	acknowledged, refused map[int]bool
 	stop                  chan struct{}
 	done                  chan error
+	pause                 sync.Mutex // who holds it keeps it from writing
 }
 
 func writeToEither(p *pair) *fickle {
@@ -121,7 +122,9 @@ func (f *fickle) write(urls ...string) error {
 			return nil
 		case <-time.After(2 * time.Millisecond):
 		}
+		f.pause.Lock()
 		_, err := conns[side].Exec(ctx, fmt.Sprintf(`INSERT INTO journal (id, what) VALUES (%d, 'fickle'); UPDATE children SET n = n + 1 WHERE id = %d`, 1000000+n, 1+n%100))
+		f.pause.Unlock()
 		switch {
 		case err == nil:
 			f.acknowledged[n] = true

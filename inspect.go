@@ -217,7 +217,9 @@ func (h *Heroku) Inspect(ctx context.Context) ([]Finding, error) {
 		found, err := c.run(ctx, h.pool)
 		f, errs = append(f, found...), append(errs, err)
 	}
-	found, err := inspectConnections(ctx, h.pool, "source")
+	found, err := h.decoder.inspectCapture(ctx)
+	f, errs = append(f, found...), append(errs, err)
+	found, err = inspectConnections(ctx, h.pool, "source")
 	return append(f, found...), errors.Join(append(errs, err)...)
 }
 
@@ -300,8 +302,12 @@ func (p *PlanetScale) Inspect(ctx context.Context) ([]Finding, error) {
 			Message: "The role may not set session_replication_role on the target, so foreign keys and triggers are created at the switch, which takes longer.",
 			Remedy:  "Use the branch's default role, if it may."})
 	}
+	way, err := p.decoder.inspectWayBack(ctx)
+	if err != nil {
+		return f, err
+	}
 	found, err := inspectConnections(ctx, p.pool, "target")
-	return append(f, found...), err
+	return append(append(f, way), found...), err
 }
 
 var targetChecks = []check{

@@ -245,7 +245,10 @@ func (m *Migrator) begin(ctx context.Context, lead *Lead) error {
 		}
 		// Another migration has the source, and this one has nothing there. It can still be aborted.
 	}
-	return Recover(ctx, m.cfg.Source, m.cfg.Target)
+	if err := Recover(ctx, m.cfg.Source, m.cfg.Target); err != nil {
+		return err
+	}
+	return m.tellAbandonedHooks(ctx)
 }
 
 // errInterrupted ends a step because a command waits.

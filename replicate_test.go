@@ -572,3 +572,26 @@ func (h *hookedSnapshot) CopyRows(ctx context.Context, table *migrator.Table, si
 	}
 	return n, err
 }
+
+// I1, I4: bulk statements enter most of their keys as arrays, and huge ones as many. Not one may be missing at the borders between these.
+func TestBulkStatements(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, `CREATE TABLE wide_key (v int, b text COLLATE "C", a uuid, n timestamptz, PRIMARY KEY (b, a, n))`, `CREATE TABLE odd_key (k int[] PRIMARY KEY, v int)`).live(t)
+	for _, n := range []int{1, 49, 50, 51, 52, 1100, 251_200} {
+		log := fmt.Sprintf(`SELECT coalesce(sum(coalesce(cardinality(keys_1), 1)), 0)::int8 FROM heroku_migrator.changes_%d`, count(t, w.adminSource, `SELECT 'wide_key'::regclass::oid::int8`))
+		before := count(t, w.adminSource, log)
+		w.sql(t, fmt.Sprintf(`INSERT INTO wide_key SELECT i, 'key, "quoted" \ ' || i, md5(i::text)::uuid, timestamptz '2020-01-01' + i * interval '1 ms' FROM generate_series(1, %d) i`, n),
+			fmt.Sprintf(`INSERT INTO odd_key SELECT ARRAY[i, i + 1], i FROM generate_series(1, %d) i`, min(n, 1100)))
+		require.EqualValues(t, n, count(t, w.adminSource, log)-before)
+		w.sql(t, `UPDATE wide_key SET v = -v WHERE v < 1100`, `UPDATE odd_key SET v = -v`)
+		w.round(t)
+		w.requireSame(t)
+		w.sql(t, `DELETE FROM wide_key WHERE v <> -1`, `UPDATE wide_key SET b = b || '!'`, `DELETE FROM odd_key`)
+		w.round(t)
+		w.requireSame(t)
+		require.EqualValues(t, 1, count(t, w.adminSource, `SELECT count(*) FROM wide_key`))
+		w.sql(t, `DELETE FROM wide_key`)
+		w.round(t)
+		w.requireSame(t)
+	}
+}

@@ -233,8 +233,8 @@ func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, erro
 		UNION ALL
 		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
 		       CASE WHEN t.tgparentid = 0 THEN format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname)
-		       ELSE format('ALTER TABLE ONLY %I.%I %s TRIGGER %I', r.nspname, r.relname, -- a partition's own state: back to its root's
-			(SELECT CASE p.tgenabled WHEN 'D' THEN 'DISABLE' ELSE 'ENABLE' END FROM pg_trigger p WHERE p.oid = t.tgparentid), t.tgname) END,
+			ELSE format('DO $undo$ BEGIN ALTER TABLE ONLY %I.%I DISABLE TRIGGER %I; EXCEPTION WHEN undefined_object OR undefined_table THEN NULL; END $undo$',
+			            r.nspname, r.relname, t.tgname) END, -- the clone of a root's trigger, which may stay
 		       t.tgenabled IN ('A', 'R') OR EXISTS (
 			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
 			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R')), false

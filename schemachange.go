@@ -495,13 +495,15 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		known[name] = o
 	}
 	var first, attach []SchemaStep
+	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
 	for _, o := range now {
 		if !silent && (o.Stage == StageForeign || o.Type == "TRIGGER") {
 			o.Stage = StageSwitch
 		}
 		old, ok := known[o.String()]
 		delete(known, o.String())
-		if ok && (old.SQL == o.SQL || o.Type == "TABLE" || o.Type == typeViewData) {
+		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
+		if ok && (same || o.Type == "TABLE" || o.Type == typeViewData) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -539,6 +541,9 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
 		case ok:
 			step.SQL = replaced(old, o)
+			if o.Type == "FK CONSTRAINT" {
+				anew[o.Schema+"\x00"+o.Name] = true
+			}
 			d.sayf("%s was changed", o)
 		default:
 			d.sayf("%s is new", o)
@@ -550,15 +555,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			last = append(last, step)
 		}
 	}
-	for _, o := range known {
-		sql := dropping(o)
-		if o.State != ObjectDone || sql == "" || o.Type == typeValidation {
-			continue
-		}
-		gone := o
-		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &gone})
-		d.sayf("%s was dropped", o)
-	}
+	d.drop(known)
 	d.Steps = append(d.Steps, first...)
 	// A partition joins its root when it has its own indexes.
 	constraints := slices.IndexFunc(last, func(s SchemaStep) bool { return s.Object != nil && s.Object.Type == "FK CONSTRAINT" })
@@ -568,15 +565,34 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 	return slices.Concat(last[:constraints], attach, last[constraints:])
 }
 
+// drop takes away what is not there any more.
+func (d *schemaDiff) drop(gone map[string]SchemaObject) {
+	for _, o := range gone {
+		sql := dropping(o)
+		if o.State != ObjectDone || sql == "" || o.Type == typeValidation {
+			continue
+		}
+		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
+		d.sayf("%s was dropped", o)
+	}
+}
+
 // renamed is an object's name and definition as they would be after the renames that are carried over anyway.
 func (d *schemaDiff) renamed(o SchemaObject) (name, sql string) {
 	sql = o.SQL
 	for key, column := range d.columns {
 		parts := strings.Split(key, "\x00")
 		table := pgx.Identifier{parts[0], parts[1]}
-		if strings.Contains(sql, table.Sanitize()) {
-			sql = strings.ReplaceAll(sql, quoteName(parts[2]), quoteName(column))
+		sides := []string{sql}
+		if o.Type == "FK CONSTRAINT" { // two tables may have columns of the same name
+			sides = strings.SplitAfter(sql, " REFERENCES ")
 		}
+		for i, side := range sides {
+			if strings.Contains(side, table.Sanitize()) {
+				sides[i] = strings.ReplaceAll(side, quoteName(parts[2]), quoteName(column))
+			}
+		}
+		sql = strings.Join(sides, "")
 	}
 	for from, to := range d.names {
 		f, t := strings.Split(from, "\x00"), strings.Split(to, "\x00")
@@ -611,6 +627,9 @@ func dropping(o SchemaObject) string {
 	case "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "TRIGGER", "RULE":
 		if o.Undo == "" {
 			return ""
+		}
+		if strings.HasPrefix(o.Undo, "DO ") { // the clone of a trigger, which is now in the state that clones have
+			return strings.Replace(o.Undo, " DISABLE TRIGGER ", " ENABLE TRIGGER ", 1)
 		}
 		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, o.Undo)
 	}

@@ -28,13 +28,13 @@ func (s *herokuSnapshot) sees(xid string) string {
 
 // log is a table's log for FROM, as it has to be read here.
 func (s *herokuSnapshot) log(t *Table) string {
-	rows := t.logRows(logName(t.ID))
-	if s.late != nil && s.late.decoded[t.ID] {
-		// A transaction's commit is written before others see it: what was entered may not be visible yet.
-		rows += " WHERE " + s.sees("heroku_migrator_xid")
+	if s.late == nil || !s.late.decoded[t.ID] {
+		return "(" + t.logRows() + ")"
 	}
-	if s.late != nil && s.late.staged[t.ID] {
-		rows += " UNION ALL " + t.logRows(lateName(t.ID))
+	// A transaction's commit is written before others see it: what was entered may not be visible yet.
+	rows := t.logEntries(logName(t.ID)) + " WHERE " + s.sees("heroku_migrator_xid")
+	if s.late.staged[t.ID] {
+		rows += " UNION ALL " + t.logEntries(lateName(t.ID))
 	}
 	return "(" + rows + ")"
 }

@@ -80,8 +80,9 @@ type ChangeLog interface {
 // Fencer keeps writers out: of the source in a switch, of the target in a revert.
 type Fencer interface {
 	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails
-	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left.
-	PrepareFence(ctx context.Context, tables []*Table) error
+	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left. With Terminate, it ends the sessions
+	// of those that were open for the drain time.
+	PrepareFence(ctx context.Context, tables []*Table, cfg FenceConfig) error
 
 	// Fence refuses every write to the tables from now on (I5), and returns when the last transaction
 	// that had written to one of them has ended. One attempt of a few seconds; it fails with

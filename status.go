@@ -81,6 +81,8 @@ type ReadinessStatus struct {
 	SoftBlockers []string `json:"soft_blockers"`
 	// Notes are no reasons against a switch.
 	Notes []string `json:"notes"`
+	// Blockers are all of these, with a code.
+	Blockers []Blocker `json:"blockers"`
 }
 
 // ProgressSignals are figures of progress.
@@ -153,7 +155,7 @@ type TableSummary struct {
 func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	st := &Status{
 		Phase: PhaseWaiting, State: StateRunning, Message: "no migration is recorded in the target database", Tables: []TableSummary{},
-		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{}, Notes: []string{}},
+		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{}, Notes: []string{}, Blockers: []Blocker{}},
 		ProgressSignals:  ProgressSignals{TablePhase: map[TableState]int{}, EventChecklist: map[string]bool{}},
 	}
 	s, err := m.journal.State(ctx)
@@ -212,7 +214,7 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 		st.Waiting = w
 	}
 	if s.Phase == PhaseReplicating {
-		st.addReadiness(ctx, m, s, tables)
+		st.addReadiness(ctx, m)
 	}
 	return st, nil
 }
@@ -316,35 +318,6 @@ func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgr
 	p.EventChecklist = map[string]bool{
 		"preflight": n > 0, "schema_cloned": n > 1, "changes_captured": n > 1, "copied": n > 3, "indexes_built": n > 4,
 		"in_sync": n > 5 || (n == 5 && s.SyncedAt != nil), "switched": n > 5,
-	}
-}
-
-func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State, statuses []TableStatus) {
-	r := &st.CutoverReadiness
-	hard, soft, err := Readiness(ctx, m.cfg.Source, m.cfg.Target)
-	if err != nil {
-		hard = append(hard, fmt.Sprintf("The source cannot be read: %v.", err))
-	}
-	if err == nil {
-		tables := make([]*Table, len(statuses))
-		for i, t := range statuses {
-			tables[i] = t.Table
-		}
-		if r.Notes, err = readinessNotes(ctx, m.cfg.Source, s, tables, m.cfg.Cutover.DrainTime); err != nil {
-			r.Notes = append(r.Notes, fmt.Sprintf("Open transactions could not be looked for: %v.", err))
-		}
-	}
-	if s.Run == StatePaused {
-		hard = append(hard, "The migration is paused: resume it first.")
-	}
-	r.HardBlockers, r.SoftBlockers = append(r.HardBlockers, hard...), append(r.SoftBlockers, soft...)
-	switch {
-	case len(hard) > 0:
-		r.Level = "blocked"
-	case len(soft) > 0:
-		r.Level, r.CanForce = "warning", true
-	default:
-		r.Level, r.CanForce = "ready", true
 	}
 }
 

@@ -53,11 +53,8 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	if t.Kind == KindOrdinary {
 		c.prepare += fmt.Sprintf(`
 			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
-			#variable_conflict use_column
-			BEGIN
-				INSERT INTO %s SELECT %s FROM %s;
-				RETURN NULL;
-			END $capture$;`, fn, into, keys, rows)
+			%s
+			$capture$;`, fn, t.logStatement(keys, rows))
 		for _, e := range []struct{ name, event, rows string }{
 			{"insert", "INSERT", "NEW"}, {"update", "UPDATE", "NEW"}, {"delete", "DELETE", "OLD"},
 		} {
@@ -119,10 +116,79 @@ func logName(id uint32) string { return fmt.Sprintf("%s.changes_%d", SchemaName,
 // createLog writes the statements that make the log of a table with a key. Its columns are numbered, so that a key column may be
 // renamed.
 func (t *Table) createLog() string {
+	columns, values, options := t.logColumns(), t.keyList(""), ""
+	if t.logsArrays() {
+		for i, k := range t.Key {
+			columns += fmt.Sprintf(", keys_%d", i+1)
+			values += ", ARRAY[" + quoteName(k) + "]"
+			options += fmt.Sprintf("ALTER TABLE %s ALTER COLUMN keys_%d SET STORAGE EXTERNAL;\n", logName(t.ID), i+1)
+		}
+	}
 	return fmt.Sprintf(`
-		CREATE TABLE %[1]s (%[2]s) AS SELECT %[3]s FROM %[4]s WITH NO DATA;
+		CREATE TABLE %[1]s (%[2]s) AS SELECT %[3]s FROM %[4]s WITH NO DATA; %[5]s
 		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();`,
-		logName(t.ID), t.logColumns(), t.keyList(""), t.Only())
+		logName(t.ID), columns, values, t.Only(), options)
+}
+
+// arrayTypes are types whose values can be put into an array and taken out again one by one, which is not so for arrays.
+var arrayTypes = []string{
+	"bigint", "integer", "smallint", "uuid", "text", "character varying", "numeric", "date", "bytea",
+	"timestamp", "timestamp with time zone", "timestamp without time zone",
+}
+
+// logsArrays tells whether the log has columns for arrays of keys, in which bulk statements enter theirs. It depends on nothing that may change
+// while the table is captured.
+func (t *Table) logsArrays() bool {
+	for _, k := range t.Key {
+		at := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == k })
+		if at < 0 {
+			return false
+		}
+		name, modified, _ := strings.Cut(t.Columns[at].Type, "(")
+		if strings.HasSuffix(modified, "]") || !slices.Contains(arrayTypes, name) {
+			return false
+		}
+	}
+	return len(t.Key) > 0
+}
+
+// logStatement is the body of a statement-level trigger. The first keys are entered one by one, as most statements have few; those of a
+// bulk statement as one array, which costs a fraction of as many rows; and, so that memory is bounded, those of a huge one as many.
+func (t *Table) logStatement(keys, rows string) string {
+	const few, much, each = 50, 250_000, 1000
+	one := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM %s", logName(t.ID), t.logColumns(), keys, rows)
+	if !t.logsArrays() {
+		return fmt.Sprintf(`
+			#variable_conflict use_column
+			BEGIN
+				%s;
+				RETURN NULL;
+			END`, one)
+	}
+	var names, columns, arrays []string
+	for i := range t.Key {
+		names = append(names, fmt.Sprintf("v%d", i+1))
+		columns = append(columns, fmt.Sprintf("keys_%d", i+1))
+		arrays = append(arrays, fmt.Sprintf("pg_catalog.array_agg(v%d)", i+1))
+	}
+	many := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s", logName(t.ID), strings.Join(columns, ", "), strings.Join(arrays, ", "))
+	as := "(" + strings.Join(names, ", ")
+	return fmt.Sprintf(`
+			#variable_conflict use_column
+			DECLARE entered pg_catalog.int8;
+			BEGIN
+				%[1]s LIMIT %[2]d;
+				GET DIAGNOSTICS entered = ROW_COUNT;
+				IF entered OPERATOR(pg_catalog.<) %[2]d THEN
+					RETURN NULL;
+				END IF;
+				%[3]s FROM (SELECT %[4]s FROM %[5]s OFFSET %[2]d LIMIT %[6]d) AS s%[7]s) HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+					RETURNING pg_catalog.cardinality(keys_1) INTO entered;
+				IF entered OPERATOR(pg_catalog.=) %[6]d THEN
+					%[3]s FROM (SELECT %[4]s, pg_catalog.row_number() OVER () OPERATOR(pg_catalog./) %[8]d FROM %[5]s OFFSET %[9]d) AS s%[7]s, part) GROUP BY part;
+				END IF;
+				RETURN NULL;
+			END`, one, few, many, keys, rows, much, as, each, few+much)
 }
 
 // logColumns are the log's columns for the key.
@@ -135,7 +201,22 @@ func (t *Table) logColumns() string {
 }
 
 // logRows is the query for a log's entries: the key's columns by their names.
-func (t *Table) logRows(log string) string {
+func (t *Table) logRows() string {
+	if !t.logsArrays() {
+		return t.logEntries(logName(t.ID))
+	}
+	var names, columns, values []string
+	for i := range t.Key {
+		names = append(names, fmt.Sprintf("v%d", i+1))
+		columns = append(columns, fmt.Sprintf("keys_%d", i+1))
+		values = append(values, fmt.Sprintf("v%d, ", i+1))
+	}
+	return t.logEntries(logName(t.ID)) + fmt.Sprintf(" WHERE keys_1 IS NULL UNION ALL SELECT %sheroku_migrator_xid FROM %s CROSS JOIN LATERAL unnest(%s) AS u(%s) WHERE keys_1 IS NOT NULL",
+		strings.Join(values, ""), logName(t.ID), strings.Join(columns, ", "), strings.Join(names, ", "))
+}
+
+// logEntries is logRows of a log without arrays.
+func (t *Table) logEntries(log string) string {
 	b := make([]string, len(t.Key))
 	for i, k := range t.Key {
 		b[i] = fmt.Sprintf("key_%d AS %s, ", i+1, quoteName(k))
@@ -294,12 +375,15 @@ func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables [
 			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.captured SET trimmed = true WHERE relid = $1 AND NOT trimmed`, t.ID); err != nil {
 				return err
 			}
-			tag, err := tx.Exec(ctx, `DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot)`, upTo.Snapshot)
+			var deleted, size int64
+			err := tx.QueryRow(ctx, `
+				WITH gone AS (DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot) RETURNING 1)
+				SELECT count(*), pg_total_relation_size($2) FROM gone`, upTo.Snapshot, logName(t.ID)).Scan(&deleted, &size)
 			if err != nil {
 				return err
 			}
-			const many = 10000
-			if tag.RowsAffected() >= many {
+			const many, large = 10000, 8 << 20 // a few entries may be large arrays
+			if deleted >= many || (deleted > 0 && size > large) {
 				due = append(due, logName(t.ID))
 			}
 			_, err = tx.Exec(ctx, `

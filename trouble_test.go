@@ -300,3 +300,45 @@ func TestStatementsAreCancelled(t *testing.T) {
 	require.NoError(t, err)
 	p.requireEqual(t)
 }
+
+// The target's disk is full: it waits and says why, the application goes on, and so does the migration once there is room.
+func TestTargetRunsOutOfDisk(t *testing.T) {
+	t.Parallel()
+	server, err := pgtest.StartWith(t.Context(), pgtest.TargetVersion(), pgtest.Options{SmallDisk: 64 << 20})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Close(context.Background())) })
+	admin, err := pgx.Connect(t.Context(), server.AdminURL("postgres"))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	if _, err := admin.Exec(t.Context(), `CREATE TABLESPACE small LOCATION '`+pgtest.SmallDisk+`'`); err != nil {
+		t.Skipf("servers that run without Docker have no small disk: %v", err)
+	}
+	p := newPair(t)
+	p.target = server.NewTarget(t)
+	execute(t, admin, `ALTER DATABASE `+pgx.Identifier{p.target.Name}.Sanitize()+` SET TABLESPACE small`)
+	p.sql(t, smallSchema...)
+	m := p.migrator(t)
+	stop := run(t, m)
+	defer stop()
+	waitFor(t, "in sync", func() bool { return phase(t, m) == migrator.PhaseReplicating })
+	junk := p.target.ConnectAdmin(t)
+	execute(t, junk, `CREATE TABLE public.junk (v text)`)
+	for range 100 {
+		if _, err = junk.Exec(t.Context(), `INSERT INTO public.junk SELECT repeat('x', 1000) FROM generate_series(1, 2000)`); err != nil {
+			break
+		}
+	}
+	require.Equal(t, "53100", state(err))
+	p.sql(t, `INSERT INTO journal (what) SELECT repeat('y', 500) FROM generate_series(1, 20000)`)
+	waitFor(t, "it says why it waits", func() bool {
+		s, err := m.Status(t.Context())
+		return err == nil && s.Waiting != nil && strings.Contains(s.Waiting.Reason, "No space left on device")
+	})
+	p.sql(t, `INSERT INTO journal (what) VALUES ('the application goes on')`)
+	execute(t, junk, `DROP TABLE public.junk`, `CHECKPOINT`)
+	waitFor(t, "it goes on by itself", func() bool {
+		return countOn(t, p.target, `SELECT count(*) FROM journal WHERE what = 'the application goes on'`) == 1
+	})
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}

@@ -21,7 +21,7 @@ import (
 )
 
 // cases are what ONLY can name, in the order in which they are measured.
-var cases = []string{"floor", "dump", "pgcopydb", "bucardo", "ours", "delay", "kill", "rows", "xmin", "writecost", "drain", "lag"}
+var cases = []string{"floor", "dump", "pgcopydb", "bucardo", "ours", "delay", "kill", "rows", "xmin", "writecost", "alternatives", "drain", "lag"}
 
 // config is what the command line and the environment say.
 type config struct {
@@ -108,7 +108,7 @@ func run(ctx context.Context, cfg config) (err error) {
 		measure func(context.Context, *report) error
 	}{
 		{"delay", b.delay}, {"kill", b.kill}, {"rows", b.rows}, {"xmin", b.xmin},
-		{"writecost", b.writeCost}, {"drain", b.drain}, {"lag", b.lag},
+		{"writecost", b.writeCost}, {"alternatives", b.alternatives}, {"drain", b.drain}, {"lag", b.lag},
 	} {
 		if !cfg.wants(c.name) {
 			continue

@@ -200,7 +200,13 @@ COMMIT;
 `
 
 // writeCost measures the source without triggers, with ours and with Bucardo's, alternating. Nothing else runs.
-func (b *bench) writeCost(ctx context.Context, r *report) (err error) {
+func (b *bench) writeCost(ctx context.Context, r *report) error {
+	r.costs = map[string][]cost{}
+	return b.costsOf(ctx, append([]*follower{{name: bare, capture: func(context.Context, *job) error { return nil }}}, b.followers()...), r.costs)
+}
+
+// costsOf measures the source with each way of capture.
+func (b *bench) costsOf(ctx context.Context, all []*follower, costs map[string][]cost) (err error) {
 	pgbench := filepath.Join(b.tools, "pgbench")
 	if _, err := os.Stat(pgbench); err != nil {
 		return fmt.Errorf("pgbench is missing: apt-get install postgresql-%d", pgtest.SourceVersion())
@@ -210,7 +216,6 @@ func (b *bench) writeCost(ctx context.Context, r *report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Drop(context.WithoutCancel(ctx))) }()
-	all := append([]*follower{{name: "no triggers", capture: func(context.Context, *job) error { return nil }}}, b.followers()...)
 	for round := range b.cfg.rounds {
 		for i := range all {
 			f := all[(i+round)%len(all)] // nobody is always first
@@ -229,10 +234,7 @@ func (b *bench) writeCost(ctx context.Context, r *report) (err error) {
 				return fmt.Errorf("%s: %w", f.name, err)
 			}
 			b.sayf("round %d: %-12s %5.0f transactions/s; bulk INSERT %.2f s, UPDATE %.2f s, DELETE %.2f s", round+1, f.name, c.tps, c.insert.Seconds(), c.update.Seconds(), c.deleteTime.Seconds())
-			if r.costs == nil {
-				r.costs = map[string][]cost{}
-			}
-			r.costs[f.name] = append(r.costs[f.name], c)
+			costs[f.name] = append(costs[f.name], c)
 		}
 	}
 	return nil

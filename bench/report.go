@@ -29,9 +29,10 @@ type report struct {
 	longRows         *sample
 	held             []held
 
-	costs  map[string][]cost // by tool
-	drains map[string][]drained
-	lags   map[string][]lagged
+	costs        map[string][]cost // by tool
+	alternatives map[string][]cost // by design
+	drains       map[string][]drained
+	lags         map[string][]lagged
 }
 
 // median of what f finds in each.

@@ -20,16 +20,8 @@ const (
 const ourselves, bare = "ours", "no triggers"
 
 func (r *report) replication(b *strings.Builder) {
-	if len(r.costs) > 0 {
-		b.WriteString("\n| on the source | transactions/s | ratio | bulk INSERT, s | ratio | bulk UPDATE, s | ratio | bulk DELETE, s | ratio |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
-	}
-	for _, name := range slices.Sorted(maps.Keys(r.costs)) {
-		fmt.Fprintf(b, "| %s", name)
-		for _, of := range costOf {
-			fmt.Fprintf(b, " | %.2f | %.2f", median(r.costs[name], of), r.ratio(name, of))
-		}
-		b.WriteString(" |\n")
-	}
+	writeCosts(b, "on the source", r.costs)
+	writeCosts(b, "designs of capture", r.alternatives)
 	if len(r.drains) > 0 {
 		b.WriteString("\n| backlog | rows/s | seconds | CPU, s | peak MiB |\n| --- | --- | --- | --- | --- |\n")
 	}
@@ -53,6 +45,19 @@ func (r *report) replication(b *strings.Builder) {
 	}
 }
 
+func writeCosts(b *strings.Builder, what string, costs map[string][]cost) {
+	if len(costs) > 0 {
+		fmt.Fprintf(b, "\n| %s | transactions/s | ratio | bulk INSERT, s | ratio | bulk UPDATE, s | ratio | bulk DELETE, s | ratio |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n", what)
+	}
+	for _, name := range slices.Sorted(maps.Keys(costs)) {
+		fmt.Fprintf(b, "| %s", name)
+		for _, of := range costOf {
+			fmt.Fprintf(b, " | %.2f | %.2f", median(costs[name], of), costRatio(costs, name, of))
+		}
+		b.WriteString(" |\n")
+	}
+}
+
 func atSteady(l lagged) []time.Duration { return l.steady }
 func atFull(l lagged) []time.Duration   { return l.full }
 
@@ -64,12 +69,12 @@ var costOf = []func(cost) float64{
 	func(c cost) float64 { return c.deleteTime.Seconds() },
 }
 
-// ratio is the median, over the rounds, of a figure to that without triggers in the same round.
-func (r *report) ratio(name string, of func(cost) float64) float64 {
-	n := min(len(r.costs[name]), len(r.costs[bare]))
+// costRatio is the median, over the rounds, of a figure to that without triggers in the same round.
+func costRatio(costs map[string][]cost, name string, of func(cost) float64) float64 {
+	n := min(len(costs[name]), len(costs[bare]))
 	rounds := make([]float64, n)
 	for i := range n {
-		rounds[i] = of(r.costs[name][i]) / of(r.costs[bare][i])
+		rounds[i] = of(costs[name][i]) / of(costs[bare][i])
 	}
 	return median(rounds, func(f float64) float64 { return f })
 }
@@ -80,10 +85,10 @@ func (r *report) drainRate(d []drained) float64 { return float64(r.cfg.rows) / s
 
 func (r *report) replicationBars(bar func(what string, got, most float64, unit string)) {
 	if len(r.costs[ourselves]) > 0 && len(r.costs[bare]) > 0 {
-		bar("transactions/s without triggers, to those with ours", 1/r.ratio(ourselves, costOf[0]), 1/leastSpeed, "")
-		bar("bulk INSERT with our triggers, to without", r.ratio(ourselves, costOf[1]), mostBulk, "")
-		bar("bulk UPDATE with our triggers, to without", r.ratio(ourselves, costOf[2]), mostBulk, "")
-		bar("bulk DELETE with our triggers, to without", r.ratio(ourselves, costOf[3]), mostDelete, "")
+		bar("transactions/s without triggers, to those with ours", 1/costRatio(r.costs, ourselves, costOf[0]), 1/leastSpeed, "")
+		bar("bulk INSERT with our triggers, to without", costRatio(r.costs, ourselves, costOf[1]), mostBulk, "")
+		bar("bulk UPDATE with our triggers, to without", costRatio(r.costs, ourselves, costOf[2]), mostBulk, "")
+		bar("bulk DELETE with our triggers, to without", costRatio(r.costs, ourselves, costOf[3]), mostDelete, "")
 	}
 	if len(r.drains[ourselves]) > 0 && len(r.drains["Bucardo"]) > 0 {
 		bar("rows/s of Bucardo's drain, to ours", r.drainRate(r.drains["Bucardo"])/r.drainRate(r.drains[ourselves]), 1.0/leastDrain, "")

@@ -15,10 +15,7 @@ import (
 	"github.com/heroku-migrator/migrator"
 )
 
-const (
-	mostBody    = 64 << 10
-	bodyTimeout = 15 * time.Second
-)
+const mostBody = 64 << 10
 
 // params are what a change can be given, in the query or the body.
 type params struct {
@@ -35,7 +32,7 @@ func (d *Dashboard) change(w http.ResponseWriter, r *http.Request, do func(http.
 		})
 		return
 	}
-	p, err := readParams(w, r)
+	p, err := d.readParams(w, r)
 	switch {
 	case err != nil:
 		d.fail(w, err)
@@ -54,12 +51,15 @@ func closing() *apiError {
 	return &apiError{status: http.StatusServiceUnavailable, Code: "closing", Text: "This process is ending: try again.", retryAfter: 5 * time.Second}
 }
 
-func readParams(w http.ResponseWriter, r *http.Request) (p params, refused *apiError) {
+func (d *Dashboard) readParams(w http.ResponseWriter, r *http.Request) (p params, refused *apiError) {
 	control := http.NewResponseController(w)
 	// Whoever sends slowly is not waited for. Where deadlines cannot be set, the server's own hold.
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = control.SetReadDeadline(time.Now().Add(d.timing.body))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
-	_ = control.SetReadDeadline(time.Time{}) // it would end the command, too
+	if err == nil {
+		w.Header().Del("Connection")
+		_ = control.SetReadDeadline(time.Time{}) // it would end the command, too
+	}
 	switch tooLarge := new(http.MaxBytesError); {
 	case errors.As(err, &tooLarge):
 		return p, &apiError{status: http.StatusRequestEntityTooLarge, Code: "body_too_large", Text: fmt.Sprintf("The body is larger than %d bytes.", mostBody)}

@@ -1,10 +1,14 @@
 package dashboard
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -262,4 +266,46 @@ func TestCloseEndsEverything(t *testing.T) {
 	require.Equal(t, http.StatusOK, s.get(t, "/status").status)
 	require.Empty(t, f.subs)
 	s.Close() // twice is no mistake
+}
+
+// The time that a body may take is not the time that a command may take.
+func TestSlowBodies(t *testing.T) {
+	t.Parallel()
+	f := newFake()
+	f.set(migrator.PhaseCopying)
+	f.do = func(ctx context.Context, name migrator.CommandName, _ bool) (*migrator.Result, error) {
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		return &migrator.Result{Command: name, Message: "done"}, nil
+	}
+	s := newSite(t, f, func(_ *Config, times *timing) { times.body = 300 * time.Millisecond })
+	require.Equal(t, "done", s.ask(t, http.MethodPost, "/pause-sync", "{}").json["message"])
+
+	// A body that never comes holds up nobody, whoever sends it.
+	login := newRequest(t, http.MethodPost, "/")
+	login.SetBasicAuth("admin", password)
+	at, err := url.Parse(s.url)
+	require.NoError(t, err)
+	for _, c := range []struct {
+		method, login string
+		status        int
+	}{
+		{http.MethodPost, login.Header.Get("Authorization"), http.StatusBadRequest},
+		{http.MethodPost, "", http.StatusUnauthorized},
+		{http.MethodGet, login.Header.Get("Authorization"), http.StatusMethodNotAllowed},
+	} {
+		conn, err := net.Dial("tcp", at.Host)
+		require.NoError(t, err)
+		require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+		_, err = fmt.Fprintf(conn, "%s %s/pause-sync HTTP/1.1\r\nHost: %s\r\nAuthorization: %s\r\nContent-Length: 10\r\n\r\n", c.method, at.Path, at.Host, c.login)
+		require.NoError(t, err)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		require.Equal(t, c.status, response.StatusCode)
+		response.Body.Close()
+		conn.Close()
+	}
 }

@@ -106,6 +106,7 @@ type timing struct {
 	least, most time.Duration // between two readings of the state while somebody watches, and while nobody does
 	stream      time.Duration // between two looks of a stream
 	heartbeat   time.Duration
+	body        time.Duration // to send a request's body
 	command     time.Duration // until a command is answered with 202
 	rerun       time.Duration // between two runs when connections fail
 	long        time.Duration // waiting for so long is worth a notification
@@ -115,7 +116,7 @@ type timing struct {
 func defaultTiming() timing {
 	return timing{
 		least: 500 * time.Millisecond, most: 10 * time.Second, stream: 500 * time.Millisecond, heartbeat: 15 * time.Second,
-		command: 25 * time.Second, rerun: 15 * time.Second, long: 5 * time.Minute, lifetime: time.Hour,
+		body: 15 * time.Second, command: 25 * time.Second, rerun: 15 * time.Second, long: 5 * time.Minute, lifetime: time.Hour,
 	}
 }
 

@@ -27,6 +27,7 @@ type fake struct {
 	reads   int
 	runs    int
 	workers int
+	late    chan struct{} // what is read is told only when this is closed
 	subs    map[chan migrator.Event]struct{}
 
 	do        func(ctx context.Context, name migrator.CommandName, force bool) (*migrator.Result, error)
@@ -68,12 +69,15 @@ func (f *fake) count() (reads, runs int) {
 
 func (f *fake) Status(context.Context) (*migrator.Status, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.reads++
-	if f.err != nil {
-		return nil, f.err
+	st, err, late := f.status, f.err, f.late
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
 	}
-	st := f.status
+	if late != nil {
+		<-late
+	}
 	return &st, nil
 }
 

@@ -180,3 +180,48 @@ func TestHowItEnds(t *testing.T) {
 		require.True(t, s.allowed(t)["start"])
 	}
 }
+
+// A reading that began before the end and comes after it does not bring the migration back.
+func TestReadingThatComesLate(t *testing.T) {
+	t.Parallel()
+	f := newFake()
+	f.set(migrator.PhaseSwitched)
+	end := make(chan struct{})
+	f.run = func(ctx context.Context) error {
+		select {
+		case <-end:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	reports := make(chan *Report, 10)
+	s := newSite(t, f, func(cfg *Config, _ *timing) {
+		cfg.OnReport = func(_ context.Context, r *Report) { reports <- r }
+	})
+	s.waitPhase(t, migrator.PhaseSwitched)
+	late := make(chan struct{})
+	f.mu.Lock()
+	f.late = late
+	before := f.reads
+	f.mu.Unlock()
+	require.Eventually(t, func() bool {
+		s.get(t, "/status")
+		reads, _ := f.count()
+		return reads > before
+	}, 10*time.Second, 10*time.Millisecond, "a reading has begun")
+	close(end)
+	s.waitPhase(t, migrator.PhaseCompleted)
+	f.mu.Lock()
+	f.status, f.late = emptyStatus(), nil
+	f.mu.Unlock()
+	close(late)
+	var reads int
+	require.Eventually(t, func() bool {
+		require.Equal(t, "completed", s.get(t, "/status").json["phase"])
+		reads, _ = f.count()
+		return reads > before+5
+	}, 10*time.Second, 10*time.Millisecond)
+	require.Equal(t, 1, runs(f))
+	require.Len(t, reports, 1)
+}

@@ -95,6 +95,9 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
+	if r.ContentLength != 0 { // the server waits for a body before it answers, unless it is to close: see readParams
+		h.Set("Connection", "close")
+	}
 	name := r.URL.Path
 	if mount, _, _ := strings.Cut(r.RequestURI, "?"); name == "" && !strings.HasSuffix(mount, "/") {
 		d.redirect(w, r)

@@ -53,7 +53,11 @@ func (d *Dashboard) pause(took time.Duration) time.Duration {
 	if time.Since(d.known.watched) > d.timing.most && len(d.streams) == 0 {
 		return d.timing.most
 	}
-	return min(max(10*took, d.timing.least), d.timing.most)
+	least := d.timing.least
+	if st := d.known.status; st != nil && st.Phase == migrator.PhaseReplicating {
+		least *= 2 // whether the switch can be made is looked up on the source, which has other work
+	}
+	return min(max(10*took, least), d.timing.most)
 }
 
 // wake has the state read soon.

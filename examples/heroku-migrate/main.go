@@ -55,7 +55,9 @@ usage: heroku-migrate [flags] command [flags]
                           switch; --force goes back even if such rows have to stay behind
       for run, switch and revert (the process that carries a command out counts: run, if one is alive):
       --writers POLICY    transactions that do not end in time for the switch: wait (default), give-up or terminate
-      --no-way-back       do not bring back what is written on the target after the switch
+      --way-back METHOD   how what is written on the target after the switch is captured, to bring it back: triggers, decoding
+                          (logical) or off (default: decoding where a slot cannot fill the disk, else triggers)
+      --capture METHOD    how changes on the source are captured: triggers (default) or decoding, not on Heroku
       --sequence-margin N set sequences N steps beyond where they are on the source
       --hook PROGRAM      run PROGRAM before the fence, before and after the switch, and after a revert, at most once
                           each; $MIGRATOR_HOOK says which: before_fence, before_switch, after_switch, after_revert
@@ -108,7 +110,8 @@ type options struct {
 	hookProgram    string
 	herokuApp      string
 	appURL         string
-	noWayBack      bool
+	wayBack        string
+	capture        string
 	sequenceMargin int64
 	logLevel       slog.Level
 }
@@ -141,7 +144,8 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.hookProgram, "hook", "", "")
 	fs.StringVar(&o.herokuApp, "heroku-app", "", "")
 	fs.StringVar(&o.appURL, "app-url", o.appURL, "")
-	fs.BoolVar(&o.noWayBack, "no-way-back", false, "")
+	fs.StringVar(&o.wayBack, "way-back", "", "")
+	fs.StringVar(&o.capture, "capture", "", "")
 	fs.Int64Var(&o.sequenceMargin, "sequence-margin", 0, "")
 	fs.StringVar(&o.pgDump, "pg-dump", "", "")
 	fs.TextVar(&o.logLevel, "log-level", o.logLevel, "")
@@ -188,12 +192,12 @@ func wantsJSON(args []string) bool {
 
 // flagsOf are the flags that only some commands have.
 var flagsOf = map[string][]string{
-	"run":         {"until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook", "heroku-app", "app-url", "no-way-back", "sequence-margin"},
+	"run":         {"capture", "until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook", "heroku-app", "app-url", "way-back", "sequence-margin"},
 	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
-	"switch": {"force", "writers", "hook", "heroku-app", "app-url", "no-way-back", "sequence-margin"},
-	"revert": {"force", "writers", "hook", "heroku-app", "app-url", "no-way-back"},
+	"switch": {"capture", "force", "writers", "hook", "heroku-app", "app-url", "way-back", "sequence-margin"},
+	"revert": {"force", "writers", "hook", "heroku-app", "app-url", "way-back"},
 	"abort":  {"force"}, "verify": {"force"},
-	"preflight": nil, "pause": nil, "resume": nil, "complete": nil, "help": nil, "version": nil,
+	"preflight": {"way-back", "capture"}, "pause": nil, "resume": nil, "complete": nil, "help": nil, "version": nil,
 }
 
 func (o *options) check(given map[string]bool) error {
@@ -204,7 +208,7 @@ func (o *options) check(given map[string]bool) error {
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
-	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers", "hook", "heroku-app", "app-url", "no-way-back", "sequence-margin"} {
+	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers", "hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}
@@ -222,6 +226,16 @@ func (o *options) check(given map[string]bool) error {
 	case migrator.WritersWait, migrator.WritersGiveUp, migrator.WritersTerminate:
 	default:
 		return usageError{fmt.Sprintf("--writers takes wait, give-up or terminate, not %s", word(o.writers))}
+	}
+	switch o.wayBack {
+	case "", "triggers", "decoding", "off":
+	default:
+		return usageError{fmt.Sprintf("--way-back takes triggers, decoding or off, not %s", word(o.wayBack))}
+	}
+	switch o.capture {
+	case "", "triggers", "decoding":
+	default:
+		return usageError{fmt.Sprintf("--capture takes triggers or decoding, not %s", word(o.capture))}
 	}
 	if o.sequenceMargin < 0 {
 		return usageError{"--sequence-margin takes a number from 0"}
@@ -276,12 +290,16 @@ func run(o options, out *output) error {
 	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
 	conns := max(3*o.workers, mostWorkers) + 6
-	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns})
+	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns, Capture: migrator.CaptureMethod(o.capture)})
 	if err != nil {
 		return usageError{err.Error()}
 	}
 	defer closeSoon(src.Close)
-	dst, err := migrator.OpenPlanetScale(ctx, o.target, migrator.PlanetScaleConfig{MaxConns: conns + 2})
+	wayBack := migrator.CaptureMethod(o.wayBack)
+	if o.wayBack == "off" {
+		wayBack = migrator.CaptureTriggers
+	}
+	dst, err := migrator.OpenPlanetScale(ctx, o.target, migrator.PlanetScaleConfig{MaxConns: conns + 2, Capture: wayBack})
 	if err != nil {
 		return usageError{err.Error()}
 	}
@@ -296,7 +314,7 @@ func run(o options, out *output) error {
 	}
 	m, err := migrator.New(migrator.Config{
 		Source: src, Target: dst, Logger: log, Copy: copying, SchemaChanges: migrator.SchemaPolicy(o.schemaChanges),
-		Cutover: cutover, WayBack: migrator.WayBackConfig{Disabled: o.noWayBack},
+		Cutover: cutover, WayBack: migrator.WayBackConfig{Disabled: o.wayBack == "off"},
 	})
 	if err != nil {
 		return err

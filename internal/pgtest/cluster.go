@@ -44,8 +44,14 @@ type Options struct {
 	// Backend is how the server is run: docker, binaries, or, if empty, what PGTEST_BACKEND says.
 	Backend string
 
+	// SmallDisk is the size of a disk at the path [SmallDisk], in bytes, for a tablespace. Docker alone has it.
+	SmallDisk int64
+
 	primary *Cluster // whose standby it is
 }
+
+// SmallDisk is where a small disk is.
+const SmallDisk = "/small"
 
 // Cluster is a running Postgres server of one major version.
 type Cluster struct {
@@ -55,9 +61,11 @@ type Cluster struct {
 	port     int
 	password string
 	primary  string // its address, if this is a standby
-	log      *tailBuffer
-	server   server
-	grants   sync.Mutex // GRANT … ON PARAMETER of two sessions at once can collide
+
+	smallDisk int64
+	log       *tailBuffer
+	server    server
+	grants    sync.Mutex // GRANT … ON PARAMETER of two sessions at once can collide
 }
 
 // server is what differs between a container and a child process.
@@ -93,7 +101,7 @@ func StartWith(ctx context.Context, version int, opts Options) (*Cluster, error)
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "-c", name+"="+settings[name])
 	}
-	c := &Cluster{Version: version, password: randomPassword(), log: &tailBuffer{}}
+	c := &Cluster{Version: version, password: randomPassword(), log: &tailBuffer{}, smallDisk: opts.SmallDisk}
 	if opts.primary != nil {
 		c.password = opts.primary.password
 		var err error

@@ -243,6 +243,9 @@ func startContainer(ctx context.Context, c *Cluster, args []string) error {
 			// A volume of its own, removed with the container: much quicker than
 			// the container's layered file system.
 			host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeVolume, Target: dataMount})
+			if c.smallDisk > 0 {
+				host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeTmpfs, Target: SmallDisk, TmpfsOptions: &mount.TmpfsOptions{SizeBytes: c.smallDisk}})
+			}
 		}),
 		testcontainers.WithAdditionalLifecycleHooks(testcontainers.ContainerLifecycleHooks{
 			PreStarts: []testcontainers.ContainerHook{attach},

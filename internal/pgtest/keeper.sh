@@ -14,6 +14,7 @@ shift 2
 as=()
 if [ "$(id -u)" = 0 ]; then # postgres refuses to run as root
   chown postgres "$data"
+  if [ -d /small ]; then chown postgres /small; fi
   as=(setpriv --reuid=postgres --regid=postgres --init-groups --)
 fi
 

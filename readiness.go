@@ -1,0 +1,164 @@
+package migrator
+
+import (
+	"context"
+	"fmt"
+)
+
+// BlockerCode names a kind of [Blocker], for programs.
+type BlockerCode string
+
+// The codes. Writers that privileges cannot stop (superusers, members of pg_write_all_data, other roles) are not among them: the fence is made of
+// triggers, which stop everybody.
+const (
+	BlockerPhase            BlockerCode = "wrong_phase"          // hard: the copy is not finished, or the switch was made
+	BlockerPaused           BlockerCode = "paused"               // hard
+	BlockerUnreachable      BlockerCode = "unreachable"          // hard: it cannot be told whether anything is in the way
+	BlockerTableIncomplete  BlockerCode = "table_incomplete"     // hard
+	BlockerDrift            BlockerCode = "schema_drift"         // hard: tables of the source are not those that are migrated
+	BlockerVerification     BlockerCode = "verification_failed"  // hard: rows differed when they were compared last
+	BlockerObjectFailed     BlockerCode = "object_failed"        // soft: an index, say, could not be created on the target
+	BlockerLag              BlockerCode = "lag"                  // soft: over [CutoverConfig].LagLimit
+	BlockerLongTransactions BlockerCode = "long_transactions"    // soft: open for longer than [CutoverConfig].DrainTime
+	BlockerNoVerification   BlockerCode = "verification_missing" // note
+	BlockerWritersUnknown   BlockerCode = "writers_unknown"      // note: open transactions could not be looked for
+	blockerLevelHard                    = "hard"
+	blockerLevelSoft                    = "soft"
+	blockerLevelNote                    = "note"
+)
+
+// Blocker is something to know before a switch.
+type Blocker struct {
+	Code BlockerCode `json:"code"`
+	// Level is hard (the switch is refused), soft (a reason to wait) or note (no reason against it).
+	Level string `json:"level"`
+	// Waits is set for soft ones that a switch waits for itself, as far as its configuration says. It is refused for the others, unless it is forced.
+	Waits  bool   `json:"waits,omitempty"`
+	Reason string `json:"reason"` // complete sentences, with what to do
+}
+
+// Blockers looks, now, for everything that is to be known before a switch. It changes nothing, and any process may call it.
+func Blockers(ctx context.Context, src Source, dst Target, cfg CutoverConfig) ([]Blocker, error) {
+	cfg = cfg.withDefaults()
+	state, err := dst.Journal().State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, tables, err := blockers(ctx, src, dst, state)
+	if err != nil || state.Phase != PhaseReplicating {
+		return list, err
+	}
+	note := func(code BlockerCode, level string, waits bool, format string, args ...any) {
+		list = append(list, Blocker{code, level, waits, fmt.Sprintf(format, args...)})
+	}
+	if state.Run == StatePaused {
+		note(BlockerPaused, blockerLevelHard, false, "The migration is paused: resume it first.")
+	}
+	if state.SyncedAt != nil && state.SyncedAge > cfg.LagLimit.Seconds() {
+		note(BlockerLag, blockerLevelSoft, true, "The target is %.0f s behind (the limit is %s): a switch first waits until it has caught up, for %s. Without a process that runs, it does not catch up before.",
+			state.SyncedAge, cfg.LagLimit, cfg.CatchUp)
+	}
+	live := make([]*Table, len(tables))
+	for i, t := range tables {
+		live[i] = t.Table
+	}
+	switch writers, err := src.Writers(ctx, live, cfg.DrainTime); {
+	case err != nil:
+		note(BlockerWritersUnknown, blockerLevelNote, false, "Open transactions could not be looked for: %v.", err)
+	case len(writers) > 0:
+		note(BlockerLongTransactions, blockerLevelSoft, true, "Transactions have been writing for longer than a switch may refuse writes (%s); it has to wait for them, or end them: %s.", cfg.DrainTime, abbreviate(writers))
+	}
+	if state.Verification == nil {
+		note(BlockerNoVerification, blockerLevelNote, false, "Rows were not compared yet: verify does that while the application writes.")
+	}
+	return list, nil
+}
+
+// Readiness tells for what a switch would be refused now. Reasons in hard cannot be overridden, those in soft by force.
+func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string, err error) {
+	state, err := dst.Journal().State(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, _, err := blockers(ctx, src, dst, state)
+	for _, b := range list {
+		if b.Level == blockerLevelHard {
+			hard = append(hard, b.Reason)
+		} else {
+			soft = append(soft, b.Reason)
+		}
+	}
+	return hard, soft, err
+}
+
+// blockers lists those that a switch is refused for.
+func blockers(ctx context.Context, src Source, dst Target, state *State) (list []Blocker, tables []TableStatus, err error) {
+	hard := func(code BlockerCode, format string, args ...any) {
+		list = append(list, Blocker{Code: code, Level: blockerLevelHard, Reason: fmt.Sprintf(format, args...)})
+	}
+	if state.Phase != PhaseReplicating {
+		hard(BlockerPhase, "The migration is in phase %s: the switch comes after the copy, in phase replicating.", state.Phase)
+		return list, nil, nil
+	}
+	if tables, err = dst.Journal().Tables(ctx); err != nil {
+		return nil, nil, err
+	}
+	for _, t := range tables {
+		if t.State != TableLive {
+			hard(BlockerTableIncomplete, "Table %s is not complete yet (%s).", t.Table, t.State)
+		}
+	}
+	if v := state.Verification; v != nil && len(v.Differences) > 0 {
+		hard(BlockerVerification, "The last verification found differences: %s. Verify with force, which has these tables sent whole, and once more.", abbreviate(v.Differences))
+	}
+	cat, err := src.Catalog(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, reason := range findDrift(cat, tables) {
+		hard(BlockerDrift, "%s", reason)
+	}
+	objects, err := dst.Journal().Objects(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var failed []string
+	for _, o := range objects {
+		if o.State == ObjectFailed {
+			failed = append(failed, o.String())
+		}
+	}
+	if len(failed) > 0 {
+		list = append(list, Blocker{Code: BlockerObjectFailed, Level: blockerLevelSoft, Reason: fmt.Sprintf(
+			"These could not be created on the target: %s. Remove the cause and run again, or go on without them.", abbreviate(failed))})
+	}
+	return list, tables, nil
+}
+
+// addReadiness is about a migration in phase replicating.
+func (st *Status) addReadiness(ctx context.Context, m *Migrator) {
+	r := &st.CutoverReadiness
+	list, err := Blockers(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Cutover)
+	if err != nil {
+		list = append(list, Blocker{Code: BlockerUnreachable, Level: blockerLevelHard, Reason: fmt.Sprintf("The source cannot be read: %v.", err)})
+	}
+	r.Blockers = append(r.Blockers, list...)
+	for _, b := range list {
+		switch b.Level {
+		case blockerLevelHard:
+			r.HardBlockers = append(r.HardBlockers, b.Reason)
+		case blockerLevelSoft:
+			r.SoftBlockers = append(r.SoftBlockers, b.Reason)
+		default:
+			r.Notes = append(r.Notes, b.Reason)
+		}
+	}
+	switch {
+	case len(r.HardBlockers) > 0:
+		r.Level = "blocked"
+	case len(r.SoftBlockers) > 0:
+		r.Level, r.CanForce = "warning", true
+	default:
+		r.Level, r.CanForce = "ready", true
+	}
+}
