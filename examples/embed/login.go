@@ -24,7 +24,7 @@ type user struct {
 // readUsers parses a list of name:role:password.
 func readUsers(list string) (map[string]user, error) {
 	users := map[string]user{}
-	for _, entry := range strings.FieldsSeq(list) {
+	for entry := range strings.FieldsSeq(list) {
 		parts := strings.SplitN(entry, ":", 3)
 		if len(parts) != 3 || parts[2] == "" {
 			return nil, errors.New("ADMIN_USERS: an entry is not like name:role:password")
