@@ -24,7 +24,7 @@ FROM scratch
 COPY --from=client /rootfs/ /
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/heroku-app /usr/bin/heroku-app
-# The program needs some 30 MiB; the limit is for the collector, on the smallest dynos with 512 MB.
+# The program needs 30 to 50 MiB; the limit is for the collector, on the smallest dynos with 512 MB.
 ENV PATH=/usr/bin:/bin GOMEMLIMIT=256MiB PORT=8080
 USER 65532:65532
 EXPOSE 8080

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/heroku-migrator/migrator"
+	"github.com/heroku-migrator/migrator/dashboard"
 	"github.com/heroku-migrator/migrator/herokuapp"
 	"github.com/heroku-migrator/migrator/internal/pgurl"
 )
@@ -56,7 +57,7 @@ func readConfig(get func(string) string) *config {
 	}
 	c.source = c.databaseURL(e, "HEROKU_URL", "the Heroku database to move: heroku config:get DATABASE_URL -a your-app")
 	c.target = c.databaseURL(e, "PLANETSCALE_URL", "the empty PlanetScale database, with the direct port 5432")
-	c.password = e.secret("PASSWORD")
+	c.password = e.raw("PASSWORD")
 	c.insecure = e.yes("DISABLE_AUTH")
 	c.readOnly = e.yes("READ_ONLY")
 	c.proxied = e.yes("TRUST_PROXY") || get("DYNO") != "" // Heroku's router can be relied on
@@ -74,6 +75,10 @@ func readConfig(get func(string) string) *config {
 	c.notifications = e.secret("NOTIFICATION_URL")
 	if e.yes("DISABLE_NOTIFICATIONS") {
 		c.notifications = ""
+	} else if c.notifications != "" {
+		if _, err := dashboard.NewWebhook(c.notifications); err != nil {
+			e.complain("NOTIFICATION_URL", "cannot be used: "+err.Error(), "Correct it, or remove it.")
+		}
 	}
 
 	c.copying = migrator.CopyConfig{
@@ -176,4 +181,4 @@ func (c *config) hook(log *slog.Logger) (migrator.Hook, error) {
 }
 
 // locked tells that nobody may see anything, since anybody could.
-func (c *config) locked() bool { return c.password == "" && !c.insecure }
+func (c *config) locked() bool { return strings.TrimSpace(c.password) == "" && !c.insecure }

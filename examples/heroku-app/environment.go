@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -26,16 +27,23 @@ type environment struct {
 }
 
 func (e *environment) complain(name, message, remedy string) {
-	e.problems = append(e.problems, problem{name, name + " " + message + ".", remedy})
+	then := " Then start this program again."
+	if e.get("DYNO") != "" {
+		then = fmt.Sprintf(" That is: heroku config:set %s=… -a %s (or config:unset); the app starts again by itself.", name, cmp.Or(e.get("HEROKU_APP_NAME"), "this-app"))
+	}
+	e.problems = append(e.problems, problem{name, name + " " + message + ".", remedy + then})
 }
 
-// secret returns a value that is shown nowhere.
-func (e *environment) secret(name string) string {
+// raw returns a value that is shown nowhere, as it stands.
+func (e *environment) raw(name string) string {
 	if !slices.Contains(e.names, name) {
 		e.names = append(e.names, name)
 	}
-	return strings.TrimSpace(e.get(name))
+	return e.get(name)
 }
+
+// secret returns a value that is shown nowhere, without what was pasted around it.
+func (e *environment) secret(name string) string { return strings.TrimSpace(e.raw(name)) }
 
 func (e *environment) text(name string) string {
 	value := e.secret(name)

@@ -264,6 +264,7 @@ func TestMistakesInTheEnvironmentAreShown(t *testing.T) {
 		"where to notify":     {[]string{"HEROKU_URL=" + good, "PLANETSCALE_URL=" + good, "NOTIFICATION_URL=hooks/not-shown"}, []string{"NOTIFICATION_URL cannot be used"}},
 		"half of the hook":    {[]string{"HEROKU_URL=" + good, "PLANETSCALE_URL=" + good, "HEROKU_APP=shop"}, []string{"HEROKU_API_KEY is not set, and HEROKU_APP needs it"}},
 		"the hook's own app":  {[]string{"HEROKU_URL=" + good, "PLANETSCALE_URL=" + good, "HEROKU_APP=mover", "HEROKU_APP_NAME=mover"}, []string{"HEROKU_APP names this very app"}},
+		"on Heroku":           {[]string{"DYNO=web.1", "HEROKU_APP_NAME=mover", "PLANETSCALE_URL=" + good}, []string{"heroku config:set HEROKU_URL=… -a mover"}},
 		"an origin with path": {[]string{"HEROKU_URL=" + good, "PLANETSCALE_URL=" + good, "TRUSTED_ORIGINS=https://a.example/x"}, []string{"TRUSTED_ORIGINS has an entry"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -282,8 +283,13 @@ func TestMistakesInTheEnvironmentAreShown(t *testing.T) {
 			require.Contains(t, status, `"phase":"waiting"`)
 			require.Contains(t, checks, `"check":"configuration"`)
 			require.Contains(t, checks, `"ok":false`)
+			require.NotContains(t, status, `"unreachable"`)
+			code, body = s.request(t, http.MethodPost, "/switch-traffic")
+			require.Equal(t, http.StatusConflict, code, body)
 			code, body = s.request(t, http.MethodPost, "/start-migration")
-			require.Equal(t, http.StatusServiceUnavailable, code, body)
+			require.Equal(t, http.StatusOK, code, body)
+			require.Eventually(t, func() bool { return s.status(t)["phase"] == "error" }, 30*time.Second, 50*time.Millisecond)
+			require.NotEmpty(t, s.status(t)["reasons"])
 			code, body = s.request(t, http.MethodGet, "/readyz")
 			require.Equal(t, http.StatusServiceUnavailable, code, body)
 			s.terminate(t)

@@ -66,16 +66,12 @@ func (c *config) handler(ctx context.Context, log *slog.Logger) (served http.Han
 	if c.proxied {
 		cfg.ClientIP = dashboard.ForwardedFor
 	}
-	if c.notifications != "" {
-		hook, err := dashboard.NewWebhook(c.notifications)
-		if err != nil {
-			c.found(log, problem{"NOTIFICATION_URL", "NOTIFICATION_URL cannot be used: " + err.Error() + ".", "Correct it, or remove it."})
-		} else {
-			cfg.Notifier = hook
-		}
+	if hook, err := dashboard.NewWebhook(c.notifications); err == nil { // a mistake in it is among the problems
+		cfg.Notifier = hook
 	}
 	databases := c.open(ctx, log)
-	var m dashboard.Migration = unconfigured{c.problems}
+	without := unconfigured{c.problems}
+	var m dashboard.Migration = without
 	if databases != nil {
 		if m, err = c.migrator(databases, logger); err != nil {
 			databases.close()
@@ -87,7 +83,11 @@ func (c *config) handler(ctx context.Context, log *slog.Logger) (served http.Han
 		databases.close()
 		return nil, nil, err
 	}
-	return d, func() {
+	served = d
+	if databases == nil {
+		served = without.serve(d)
+	}
+	return served, func() {
 		d.Close()
 		databases.close()
 	}, nil
