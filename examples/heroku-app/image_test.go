@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,12 +67,17 @@ func buildImage(t *testing.T) string {
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "deploy"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "deploy/rootfs.sh"), script, 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca-certificates.crt"), []byte("# none are needed here\n"), 0o644))
-	replaced := "FROM " + base + " AS build\nCOPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt\nCOPY heroku-app /out/heroku-app\n" +
-		"FROM " + base + " AS client" + rest
+	// Stages are images without a name; by the label they can be found again.
+	label := fmt.Sprintf("heroku-migrator.image-test=%d", os.Getpid())
+	replaced := "FROM " + base + " AS build\nLABEL " + label + "\nCOPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt\nCOPY heroku-app /out/heroku-app\n" +
+		"FROM " + base + " AS client\nLABEL " + label + rest
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(replaced), 0o644))
-	const image = "heroku-migrator:test"
+	image := fmt.Sprintf("heroku-migrator:test-%d", os.Getpid())
+	t.Cleanup(func() {
+		_ = exec.Command("docker", "image", "rm", image).Run()
+		_ = exec.Command("docker", "image", "prune", "-f", "--filter", "label="+label).Run()
+	})
 	docker(t, "build", "-t", image, dir)
-	t.Cleanup(func() { _ = exec.Command("docker", "image", "rm", image).Run() })
 	return image
 }
 
