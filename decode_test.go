@@ -298,3 +298,36 @@ func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
 	require.EqualValues(t, 200, countOn(t, p.target, `SELECT count(*) FROM parents`))
 	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM journal WHERE what LIKE 'x%'`))
 }
+
+// A slot is made once every transaction of the server has ended that writes. One that does not end keeps a switch from nothing: there are triggers then,
+// or it is refused where decoding was asked for.
+func TestSlotThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	server := ownServer(t, pgtest.TargetVersion())
+	p.target = server.NewTarget(t)
+	admin, err := pgx.Connect(t.Context(), server.AdminURL("postgres"))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	execute(t, admin, `ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'`, `SELECT pg_reload_conf()`)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	execute(t, admin, `BEGIN`, `SELECT pg_current_xact_id()`)
+	p.capture = migrator.CaptureDecoding // on the target: the source is captured already
+	_, err = p.migrator(t).Do(withTimeout(t, time.Minute), migrator.CommandSwitch, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	require.ErrorContains(t, err, "No replication slot could be made")
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE id = 5`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+	require.Zero(t, count(t, admin, `SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)`))
+	execute(t, admin, `ROLLBACK`)
+	do(t, m, migrator.CommandSwitch)
+	require.EqualValues(t, 1, count(t, admin, `SELECT count(*) FROM pg_replication_slots`))
+	execute(t, p.target.Connect(t), `UPDATE children SET n = n + 1`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandAbort)
+	p.requireNoTrace(t)
+}
