@@ -386,23 +386,7 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 			d.sayf("column %s of %s was dropped", c.Name, t)
 		}
 	}
-	// With its table's name as it is by then; a child has it from its parent.
-	rename := func(from, to string) {
-		d.stepf(`DO $do$ BEGIN IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = '%s'::regclass AND attname = '%s' AND NOT attisdropped) THEN
-			ALTER TABLE %[3]s RENAME COLUMN %[4]s TO %[5]s; END IF; END $do$`, quoteText(t.Ident()), quoteText(from), t.Ident(), quoteName(from), quoteName(to))
-	}
-	aside := map[int]string{} // columns whose new names are still those of others
-	for _, c := range t.Columns {
-		o := find(k, c.Num)
-		switch {
-		case o == nil || o.Name == c.Name:
-		case slices.ContainsFunc(k.Columns, func(other Column) bool { return other.Name == c.Name }):
-			aside[c.Num] = fmt.Sprintf("heroku_migrator_renamed_%d", c.Num)
-			rename(o.Name, aside[c.Num])
-		default:
-			rename(o.Name, c.Name)
-		}
-	}
+	d.renameColumns(k, t, find)
 	for _, c := range t.Columns {
 		o := find(k, c.Num)
 		if o == nil {
@@ -413,9 +397,6 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 		}
 		if o.Name != c.Name {
 			changed = true
-			if name, ok := aside[c.Num]; ok {
-				rename(name, c.Name)
-			}
 			for i := range key {
 				if k.Key[i] == o.Name {
 					key[i] = c.Name
@@ -452,6 +433,32 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 		}
 	}
 	return changed, key
+}
+
+// renameColumns gives columns their new names. One whose new name is still that of another steps aside first.
+func (d *schemaDiff) renameColumns(k, t *Table, find func(*Table, int) *Column) {
+	// With its table's name as it is by then; a child has it from its parent.
+	rename := func(from, to string) {
+		d.stepf(`DO $do$ BEGIN IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = '%s'::regclass AND attname = '%s' AND NOT attisdropped) THEN
+			ALTER TABLE %[3]s RENAME COLUMN %[4]s TO %[5]s; END IF; END $do$`, quoteText(t.Ident()), quoteText(from), t.Ident(), quoteName(from), quoteName(to))
+	}
+	aside := map[int]string{} // columns whose new names are still those of others
+	for _, c := range t.Columns {
+		o := find(k, c.Num)
+		switch {
+		case o == nil || o.Name == c.Name:
+		case slices.ContainsFunc(k.Columns, func(other Column) bool { return other.Name == c.Name }):
+			aside[c.Num] = fmt.Sprintf("heroku_migrator_renamed_%d", c.Num)
+			rename(o.Name, aside[c.Num])
+		default:
+			rename(o.Name, c.Name)
+		}
+	}
+	for _, c := range t.Columns {
+		if name, ok := aside[c.Num]; ok {
+			rename(name, c.Name)
+		}
+	}
 }
 
 // notNull makes a column NOT NULL on the target, or no longer. Rows there may still have none that come with the next
@@ -537,7 +544,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		}
 		old, ok := known[o.String()]
 		delete(known, o.String())
-		same := old.SQL == o.SQL && !(o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name])
+		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
 		if ok && (same || o.Type == "TABLE" || o.Type == typeViewData) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
