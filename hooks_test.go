@@ -305,3 +305,11 @@ func TestHookOfAProcessThatIsGone(t *testing.T) {
 		"what follows a switch is told when it would be called")
 	require.Contains(t, timeline(t, w.pair), "hook before_fence")
 }
+
+func TestCommandHookTellsNoPassword(t *testing.T) {
+	t.Parallel()
+	hook := migrator.CommandHook("sh", "-c", `echo "set DATABASE_URL=postgres://u:se/cret@host:5432/db failed; redis://:se/cret@r"; exit 3`)
+	err := hook(t.Context(), migrator.HookCall{Point: migrator.HookAfterSwitch})
+	require.ErrorContains(t, err, "postgres://u:***@host:5432/db failed")
+	require.NotContains(t, err.Error(), "cret")
+}
