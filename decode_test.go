@@ -232,7 +232,7 @@ func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
 // would stay behind.
 func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	t.Parallel()
-	p, _ := decodingPair(t)
+	p, server := decodingPair(t)
 	target := ownServer(t, pgtest.TargetVersion())
 	p.target = target.NewTarget(t)
 	p.sql(t, smallSchema...)
@@ -246,6 +246,11 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
 	require.ErrorContains(t, err, "children")
 	execute(t, p.target.Connect(t), `INSERT INTO journal (what) SELECT repeat('x', 500) FROM generate_series(1, 20000)`)
+	old, err := pgx.Connect(t.Context(), server.AdminURL(p.source.Name))
+	require.NoError(t, err)
+	defer old.Close(context.Background())
+	execute(t, old, `SELECT pg_logical_emit_message(false, 'other', repeat('x', 1000000)) FROM generate_series(1, 5)`)
+	oldEnd := count(t, old, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	stop := run(t, p.migrator(t, off))
 	admin, err := pgx.Connect(t.Context(), target.AdminURL(p.target.Name))
 	require.NoError(t, err)
@@ -253,6 +258,9 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	waitFor(t, "the slot has gone on", func() bool {
 		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	waitFor(t, "that on the source, too", func() bool {
+		return count(t, old, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > oldEnd-1<<20
 	})
 	stop()
 	_, err = p.migrator(t, off).Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
