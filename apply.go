@@ -246,7 +246,7 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 		decode, err = p.decoder.wanted(ctx)
 	}
 	if err == nil && decode {
-		err = p.decoder.prepare(ctx)
+		decode, err = p.prepareDecoding(ctx)
 	}
 	for i := 0; i < len(tables) && err == nil; i++ {
 		err = p.journal.tx(ctx, func(tx pgx.Tx) error {
@@ -280,55 +280,6 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	}
 	if err != nil {
 		return fmt.Errorf("prepare the capture of writes on the target: %w", err)
-	}
-	return nil
-}
-
-// decodeTable captures a table by decoding, if that is possible. What is applied until the switch is known for ours.
-func (p *PlanetScale) decodeTable(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
-	can, err := decodable(ctx, tx, t)
-	if err != nil || !can {
-		return false, err
-	}
-	c := p.decoder.capture(t)
-	if _, err := tx.Exec(ctx, c.prepare+c.attach); err != nil {
-		return false, err
-	}
-	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, key, decoded) VALUES ($1, to_regclass($2), $3, true)
-		ON CONFLICT (relid) DO UPDATE SET here = excluded.here, key = excluded.key, decoded = true`, t.ID, t.Ident(), t.Key)
-	return true, err
-}
-
-// ForgetWrites implements [Target]. A switch that is under way, or may have happened, keeps all of it.
-func (p *PlanetScale) ForgetWrites(ctx context.Context) error {
-	var due bool
-	err := p.pool.QueryRow(ctx, `
-		SELECT slot <> '' OR EXISTS (SELECT 1 FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE $1)
-		FROM heroku_migrator.migration`, ourSlots).Scan(&due)
-	if err != nil || !due {
-		return err
-	}
-	var keep bool
-	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `SELECT phase IN ('switched', 'cleaning_up') OR resume IN ('switched', 'cleaning_up') OR pending <> '' FROM heroku_migrator.migration FOR UPDATE`).Scan(&keep)
-		if err != nil || keep {
-			return err
-		}
-		_, err = tx.Exec(ctx, `
-			DO $do$ DECLARE log text; BEGIN
-				FOR log IN SELECT format('heroku_migrator.changes_%s', relid) FROM heroku_migrator.captured WHERE decoded LOOP
-					EXECUTE 'DROP TABLE IF EXISTS ' || log;
-				END LOOP;
-			END $do$;
-			DELETE FROM heroku_migrator.captured WHERE decoded;
-			UPDATE heroku_migrator.migration SET slot = '';`)
-		return err
-	})
-	if err == nil && !keep {
-		err = p.decoder.remove(ctx, p.journal.tx)
-	}
-	if err != nil {
-		return fmt.Errorf("forget what was written on the target: %w", err)
 	}
 	return nil
 }

@@ -231,7 +231,7 @@ func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
 // would stay behind.
 func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	t.Parallel()
-	p, _ := decodingPair(t)
+	p, server := decodingPair(t)
 	target := ownServer(t, pgtest.TargetVersion())
 	p.target = target.NewTarget(t)
 	p.sql(t, smallSchema...)
@@ -245,6 +245,11 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
 	require.ErrorContains(t, err, "children")
 	execute(t, p.target.Connect(t), `INSERT INTO journal (what) SELECT repeat('x', 500) FROM generate_series(1, 20000)`)
+	old, err := pgx.Connect(t.Context(), server.AdminURL(p.source.Name))
+	require.NoError(t, err)
+	defer old.Close(context.Background())
+	execute(t, old, `SELECT pg_logical_emit_message(false, 'other', repeat('x', 1000000)) FROM generate_series(1, 5)`)
+	oldEnd := count(t, old, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	stop := run(t, p.migrator(t, off))
 	admin, err := pgx.Connect(t.Context(), target.AdminURL(p.target.Name))
 	require.NoError(t, err)
@@ -252,6 +257,9 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	waitFor(t, "the slot has gone on", func() bool {
 		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+	})
+	waitFor(t, "that on the source, too", func() bool {
+		return count(t, old, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > oldEnd-1<<20
 	})
 	stop()
 	_, err = p.migrator(t, off).Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
@@ -296,4 +304,37 @@ func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
 	p.requireEqual(t)
 	require.EqualValues(t, 200, countOn(t, p.target, `SELECT count(*) FROM parents`))
 	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM journal WHERE what LIKE 'x%'`))
+}
+
+// A slot is made once every transaction of the server has ended that writes. One that does not end keeps a switch from nothing: there are triggers then,
+// or it is refused where decoding was asked for.
+func TestSlotThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	server := ownServer(t, pgtest.TargetVersion())
+	p.target = server.NewTarget(t)
+	admin, err := pgx.Connect(t.Context(), server.AdminURL("postgres"))
+	require.NoError(t, err)
+	defer admin.Close(context.Background())
+	execute(t, admin, `ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'`, `SELECT pg_reload_conf()`)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	execute(t, admin, `BEGIN`, `SELECT pg_current_xact_id()`)
+	p.capture = migrator.CaptureDecoding // on the target: the source is captured already
+	_, err = p.migrator(t).Do(withTimeout(t, time.Minute), migrator.CommandSwitch, false)
+	require.ErrorAs(t, err, new(*migrator.RefusedError))
+	require.ErrorContains(t, err, "No replication slot could be made")
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE id = 5`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+	require.Zero(t, count(t, admin, `SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)`))
+	execute(t, admin, `ROLLBACK`)
+	do(t, m, migrator.CommandSwitch)
+	require.EqualValues(t, 1, count(t, admin, `SELECT count(*) FROM pg_replication_slots`))
+	execute(t, p.target.Connect(t), `UPDATE children SET n = n + 1`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+	do(t, m, migrator.CommandAbort)
+	p.requireNoTrace(t)
 }

@@ -2,6 +2,7 @@ package migrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -181,6 +182,79 @@ func (p *PlanetScale) ResendRewritten(ctx context.Context, tables []*Table) erro
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// slotPatience is how long making a slot may take: rounds stand still meanwhile.
+const slotPatience = 20 * time.Second
+
+// prepareDecoding makes a slot, for which every transaction has to end that writes somewhere on the server. Where it is not possible, there are
+// triggers, unless decoding was asked for.
+func (p *PlanetScale) prepareDecoding(ctx context.Context) (bool, error) {
+	limited, cancel := context.WithTimeout(ctx, slotPatience)
+	defer cancel()
+	err := p.decoder.prepare(limited)
+	switch {
+	case err == nil:
+		return true, nil
+	case ctx.Err() != nil || errors.Is(err, ErrLostLead):
+		return false, err
+	case p.decoder.method == CaptureAuto:
+		return false, p.decoder.remove(ctx, p.journal.tx)
+	case limited.Err() != nil:
+		return false, refuse("switch", "No replication slot could be made on the target within %s: that waits for every transaction of its server which writes something, prepared ones too. End those that are open for long, or capture by triggers.", slotPatience)
+	}
+	return false, err
+}
+
+// decodeTable captures a table by decoding, if that is possible. What is applied until the switch is known for ours.
+func (p *PlanetScale) decodeTable(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
+	can, err := decodable(ctx, tx, t)
+	if err != nil || !can {
+		return false, err
+	}
+	c := p.decoder.capture(t)
+	// Whoever writes to it now has to end before, as with triggers: what was written before it was published is not sent.
+	if _, err := tx.Exec(ctx, c.prepare+`LOCK TABLE `+t.Only()+` IN SHARE ROW EXCLUSIVE MODE;`+c.attach); err != nil {
+		return false, err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, key, decoded) VALUES ($1, to_regclass($2), $3, true)
+		ON CONFLICT (relid) DO UPDATE SET here = excluded.here, key = excluded.key, decoded = true`, t.ID, t.Ident(), t.Key)
+	return true, err
+}
+
+// ForgetWrites implements [Target]. A switch that is under way, or may have happened, keeps all of it.
+func (p *PlanetScale) ForgetWrites(ctx context.Context) error {
+	var due bool
+	err := p.pool.QueryRow(ctx, `
+		SELECT slot <> '' OR EXISTS (SELECT 1 FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE $1)
+			OR EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $2)
+		FROM heroku_migrator.migration`, ourSlots, decodeName).Scan(&due)
+	if err != nil || !due {
+		return err
+	}
+	var keep bool
+	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `SELECT phase IN ('switched', 'cleaning_up') OR resume IN ('switched', 'cleaning_up') OR pending <> '' FROM heroku_migrator.migration FOR UPDATE`).Scan(&keep)
+		if err != nil || keep {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			DO $do$ DECLARE log text; BEGIN
+				FOR log IN SELECT format('heroku_migrator.changes_%s', relid) FROM heroku_migrator.captured WHERE decoded LOOP
+					EXECUTE 'DROP TABLE IF EXISTS ' || log;
+				END LOOP;
+			END $do$;
+			DELETE FROM heroku_migrator.captured WHERE decoded;
+			UPDATE heroku_migrator.migration SET slot = '';`)
+		return err
+	})
+	if err == nil && !keep {
+		err = p.decoder.remove(ctx, p.journal.tx)
+	}
+	if err != nil {
+		return fmt.Errorf("forget what was written on the target: %w", err)
 	}
 	return nil
 }

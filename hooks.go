@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -163,6 +164,9 @@ func (m *Migrator) callLateHook(ctx context.Context, s *State) error {
 	return err
 }
 
+// passwords are those in URLs. What a program prints gets into the journal and the log.
+var passwords = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*:)\S+@`)
+
 // CommandHook returns a hook that runs a program, without a shell. It learns the point, the migration's ID and the number from the environment:
 // MIGRATOR_HOOK, MIGRATOR_ID, MIGRATOR_NUMBER, and after a switch or revert MIGRATOR_MS_WITHOUT_WRITES. What it prints is part of the
 // error when it fails. It is killed when the context is done.
@@ -177,7 +181,7 @@ func CommandHook(name string, args ...string) Hook {
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			const most = 2000
-			text := strings.TrimSpace(string(out))
+			text := passwords.ReplaceAllString(strings.TrimSpace(string(out)), "${1}***@")
 			return fmt.Errorf("%s: %w: %s", name, err, text[max(0, len(text)-most):])
 		}
 		return nil

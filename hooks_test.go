@@ -290,3 +290,29 @@ func TestHooks(t *testing.T) {
 	hook := migrator.CommandHook("sh", "-c", "echo $MIGRATOR_HOOK; exit 3")
 	require.ErrorContains(t, hook(t.Context(), migrator.HookCall{Point: migrator.HookAfterRevert}), "exit status 3: after_revert")
 }
+
+// A process that died while it called a hook before the fence: another one says so, and calls it for another attempt alone.
+func TestHookOfAProcessThatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, itemsTable)
+	execute(t, w.adminTarget, `INSERT INTO heroku_migrator.hooks (number, point, state) VALUES (1, 'before_fence', 'started'), (1, 'after_switch', 'started'), (2, 'before_switch', 'done')`)
+	w.lead.Release()
+	w.takeLead(t)
+	hooks, err := w.dst.Journal().Hooks(t.Context())
+	require.NoError(t, err)
+	states := map[migrator.HookPoint]string{}
+	for _, h := range hooks {
+		states[h.Point] = h.State
+	}
+	require.Equal(t, map[migrator.HookPoint]string{migrator.HookBeforeFence: "unknown", migrator.HookBeforeSwitch: "done", migrator.HookAfterSwitch: "started"}, states,
+		"what follows a switch is told when it would be called")
+	require.Contains(t, timeline(t, w.pair), "hook before_fence")
+}
+
+func TestCommandHookTellsNoPassword(t *testing.T) {
+	t.Parallel()
+	hook := migrator.CommandHook("sh", "-c", `echo "set DATABASE_URL=postgres://u:se/cret@host:5432/db failed; redis://:se/cret@r"; exit 3`)
+	err := hook(t.Context(), migrator.HookCall{Point: migrator.HookAfterSwitch})
+	require.ErrorContains(t, err, "postgres://u:***@host:5432/db failed")
+	require.NotContains(t, err.Error(), "cret")
+}

@@ -24,8 +24,8 @@ func TestOddKeys(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, oddKeys...).live(t)
 	for _, sql := range []string{
-		`INSERT INTO ks SELECT i, i, 'a' FROM generate_series(1, 120) i`, `UPDATE ks SET k1 = 7 WHERE id < 3`, `UPDATE ks SET id = id + 1000 WHERE id < 60`, `DELETE FROM ks WHERE id = 100`,
-		`INSERT INTO names SELECT i, i, i, i, i, i, i, i, i, i, i FROM generate_series(1, 120) i`, `UPDATE names SET v1 = -v1 WHERE entered > 50`, `DELETE FROM names WHERE key_1 < 60`,
+		`INSERT INTO ks SELECT i, -i, 'a' FROM generate_series(1, 120) i`, `UPDATE ks SET k1 = 7 WHERE id < 3`, `UPDATE ks SET id = id + 1000 WHERE id < 60`, `DELETE FROM ks WHERE id = 100`,
+		`INSERT INTO names SELECT i, 1, i, +i, 2, 3, +i, 4, +i, 5, +i FROM generate_series(1, 120) i`, `UPDATE names SET v1 = -v1 WHERE entered > 50`, `DELETE FROM names WHERE key_1 < 60`,
 		`INSERT INTO pairs SELECT i || E'\\\t\n\r', gen_random_uuid(), i FROM generate_series(1, 120) i`, `UPDATE pairs SET v = v || E'\\.' WHERE k1 > 100`, `DELETE FROM pairs WHERE k1 < 10`,
 		`INSERT INTO swapped SELECT i, 'x', -i, 'y' FROM generate_series(1, 120) i`, `UPDATE swapped SET a = b, b = a WHERE b < 55`, `UPDATE swapped SET k1 = 'z'`,
 		`INSERT INTO strange SELECT k || n, 1 FROM unnest(ARRAY['', E'\\', E'\\.', E'\\N', E'a\tb', E'a\nb', E'\r', '{NULL}', 'NULL', '"', '''', ',', 'ü€😀', E'\x01', ' ']) k, unnest(ARRAY['', '1', '2', '3', '4', '5']) n`,

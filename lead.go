@@ -103,6 +103,13 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 		UPDATE heroku_migrator.commands SET state = 'failed', finished_at = clock_timestamp(),
 			message = 'the process that carried it out was interrupted; see status for where the migration stands'
 		WHERE state = 'running'`)
+	if err == nil { // and hooks of attempts that will not go on; those that follow a switch or revert are looked at when they would be called
+		_, err = conn.Exec(ctx, `
+			WITH gone AS (UPDATE heroku_migrator.hooks SET state = 'unknown', error = $1, at = clock_timestamp()
+				WHERE state = 'started' AND point IN ('before_fence', 'before_switch') RETURNING point)
+			INSERT INTO heroku_migrator.events (kind, phase, message)
+			SELECT 'failure', m.phase, 'hook ' || g.point || ': ' || $1 FROM gone g CROSS JOIN heroku_migrator.migration m`, errHookUnknown.Error())
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -473,10 +473,13 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 	return fmt.Errorf("there is nothing to do in phase %s", s.Phase)
 }
 
-// idle waits until the context is done, and watches how the log grows meanwhile. A slot goes on by that, so that it retains little.
-func (m *Migrator) idle(ctx context.Context, log ChangeLog) error {
+// idle waits until the context is done, and watches how the log grows meanwhile. A slot goes on by that, so that it retains little; those of others, too.
+func (m *Migrator) idle(ctx context.Context, log ChangeLog, others ...ChangeLog) error {
 	for {
 		m.measure(ctx, log)
+		for _, other := range others {
+			_, _ = other.LogSize(ctx)
+		}
 		if err := sleep(ctx, logEvery); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -295,10 +296,10 @@ func TestFailureBetweenApplyAndTrim(t *testing.T) {
 	w.sql(t, `INSERT INTO items (u) VALUES (7)`, `TRUNCATE items`, `INSERT INTO items (u, v) VALUES (7, 'y')`)
 	ctx, stop := context.WithCancel(withTimeout(t, 10*time.Second))
 	defer stop()
-	rounds := 0
-	cfg.OnEvent = func(migrator.Event) { rounds++ }
+	var rounds atomic.Int64
+	cfg.OnEvent = func(migrator.Event) { rounds.Add(1) }
 	go func() {
-		for n := 1; ctx.Err() == nil && n > 0; time.Sleep(10 * time.Millisecond) {
+		for n := 1; ctx.Err() == nil && (n > 0 || rounds.Load() == 0); time.Sleep(10 * time.Millisecond) {
 			err := w.adminSource.QueryRow(ctx, `SELECT (SELECT count(*) FROM heroku_migrator.truncated)`).Scan(&n)
 			assert.NoError(t, err)
 		}
@@ -306,7 +307,7 @@ func TestFailureBetweenApplyAndTrim(t *testing.T) {
 	}()
 	require.ErrorIs(t, migrator.Replicate(ctx, src, w.dst, cfg), context.Canceled)
 	require.NotZero(t, before)
-	require.NotZero(t, rounds)
+	require.NotZero(t, rounds.Load())
 	w.requireSame(t)
 	require.Zero(t, w.logged(t))
 }

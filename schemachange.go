@@ -191,19 +191,27 @@ type schemaDiff struct {
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
 	newLeaves map[string]bool
 	own       map[uint32]bool // what is a table of its own now
+
+	// Names may go from one relation to another. What is gone goes first; then those move out of the way whose new names are taken.
+	gone, aside, named []SchemaStep
+	taken              map[Relation]bool // names that relations had, without IDs
 }
 
 func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
 	known, now := map[uint32]*Table{}, map[uint32]*Table{}
+	d.taken = map[Relation]bool{}
 	for _, t := range tables {
 		known[t.Table.ID] = t.Table
+		for _, r := range t.Table.relations() {
+			d.taken[Relation{Schema: r.Schema, Name: r.Name}] = true
+		}
 	}
 	for _, t := range cat.Tables {
 		now[t.ID], d.own[t.ID] = t, true
 	}
 	for _, k := range known {
 		if now[k.ID] == nil && !isLeaf(now, k.ID) {
-			d.stepf(`DROP TABLE IF EXISTS %s CASCADE`, k.Ident())
+			d.gone = append(d.gone, SchemaStep{SQL: fmt.Sprintf(`DROP TABLE IF EXISTS %s CASCADE`, k.Ident())})
 			d.sayf("table %s was dropped", k)
 		}
 		if now[k.ID] == nil {
@@ -226,6 +234,7 @@ func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
 			d.table(k, t)
 		}
 	}
+	d.Steps = slices.Concat(d.gone, d.aside, d.named, d.Steps)
 }
 
 func isLeaf(tables map[uint32]*Table, id uint32) bool {
@@ -302,13 +311,21 @@ func rewritten(k, t *Table) bool {
 }
 
 func (d *schemaDiff) rename(from, to Relation) {
-	name := from
-	if from.Schema != to.Schema {
-		d.stepf(`ALTER TABLE %s SET SCHEMA %s`, name.Ident(), quoteName(to.Schema))
+	name, steps := from, &d.aside
+	step := func(format string, args ...any) {
+		*steps = append(*steps, SchemaStep{SQL: fmt.Sprintf(format, args...)})
+	}
+	if d.taken[Relation{Schema: to.Schema, Name: to.Name}] || (from.Schema != to.Schema && d.taken[Relation{Schema: to.Schema, Name: from.Name}]) {
+		name.Name = fmt.Sprintf("heroku_migrator_renamed_%d", from.ID)
+		step(`ALTER TABLE %s RENAME TO %s`, from.Ident(), quoteName(name.Name))
+		steps = &d.named
+	}
+	if name.Schema != to.Schema {
+		step(`ALTER TABLE %s SET SCHEMA %s`, name.Ident(), quoteName(to.Schema))
 		name.Schema = to.Schema
 	}
-	if from.Name != to.Name {
-		d.stepf(`ALTER TABLE %s RENAME TO %s`, name.Ident(), quoteName(to.Name))
+	if name.Name != to.Name {
+		step(`ALTER TABLE %s RENAME TO %s`, name.Ident(), quoteName(to.Name))
 	}
 	d.names[from.Schema+"\x00"+from.Name] = to.Schema + "\x00" + to.Name
 }
@@ -333,11 +350,11 @@ func (d *schemaDiff) leaves(k, t *Table) (changed bool) {
 	}
 	for _, o := range k.Leaves {
 		if !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return o.ID == l.ID }) {
+			sql := fmt.Sprintf(`DROP TABLE IF EXISTS %s`, o.Ident())
 			if d.own[o.ID] {
-				d.stepf(`ALTER TABLE %s DETACH PARTITION %s`, t.Ident(), o.Ident())
-			} else {
-				d.stepf(`DROP TABLE IF EXISTS %s`, o.Ident())
+				sql = fmt.Sprintf(`ALTER TABLE %s DETACH PARTITION %s`, k.Ident(), o.Ident())
 			}
+			d.gone = append(d.gone, SchemaStep{SQL: sql})
 			d.sayf("partition %s of %s is gone", o.Relation, t)
 			changed = true
 		}
@@ -369,6 +386,7 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 			d.sayf("column %s of %s was dropped", c.Name, t)
 		}
 	}
+	d.renameColumns(k, t, find)
 	for _, c := range t.Columns {
 		o := find(k, c.Num)
 		if o == nil {
@@ -377,16 +395,14 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 			d.sayf("column %s of %s is new", c.Name, t)
 			continue
 		}
-		if o.Name != c.Name { // with its table's name as it is by then; a child has it from its parent
+		if o.Name != c.Name {
 			changed = true
-			d.stepf(`DO $do$ BEGIN IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = '%s'::regclass AND attname = '%s' AND NOT attisdropped) THEN
-				ALTER TABLE %[3]s RENAME COLUMN %[4]s TO %[5]s; END IF; END $do$`, quoteText(t.Ident()), quoteText(o.Name), t.Ident(), quoteName(o.Name), quoteName(c.Name))
 			for i := range key {
-				if key[i] == o.Name {
+				if k.Key[i] == o.Name {
 					key[i] = c.Name
 				}
 			}
-			d.columns[t.Schema+"\x00"+t.Name+"\x00"+o.Name] = c.Name
+			d.columns[k.Schema+"\x00"+k.Name+"\x00"+o.Name] = c.Name
 			d.sayf("column %s of %s is %s now", o.Name, t, c.Name)
 		}
 		if o.Type != c.Type {
@@ -417,6 +433,32 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 		}
 	}
 	return changed, key
+}
+
+// renameColumns gives columns their new names. One whose new name is still that of another steps aside first.
+func (d *schemaDiff) renameColumns(k, t *Table, find func(*Table, int) *Column) {
+	// With its table's name as it is by then; a child has it from its parent.
+	rename := func(from, to string) {
+		d.stepf(`DO $do$ BEGIN IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = '%s'::regclass AND attname = '%s' AND NOT attisdropped) THEN
+			ALTER TABLE %[3]s RENAME COLUMN %[4]s TO %[5]s; END IF; END $do$`, quoteText(t.Ident()), quoteText(from), t.Ident(), quoteName(from), quoteName(to))
+	}
+	aside := map[int]string{} // columns whose new names are still those of others
+	for _, c := range t.Columns {
+		o := find(k, c.Num)
+		switch {
+		case o == nil || o.Name == c.Name:
+		case slices.ContainsFunc(k.Columns, func(other Column) bool { return other.Name == c.Name }):
+			aside[c.Num] = fmt.Sprintf("heroku_migrator_renamed_%d", c.Num)
+			rename(o.Name, aside[c.Num])
+		default:
+			rename(o.Name, c.Name)
+		}
+	}
+	for _, c := range t.Columns {
+		if name, ok := aside[c.Num]; ok {
+			rename(name, c.Name)
+		}
+	}
 }
 
 // notNull makes a column NOT NULL on the target, or no longer. Rows there may still have none that come with the next
@@ -579,29 +621,32 @@ func (d *schemaDiff) drop(gone map[string]SchemaObject) {
 
 // renamed is an object's name and definition as they would be after the renames that are carried over anyway.
 func (d *schemaDiff) renamed(o SchemaObject) (name, sql string) {
-	sql = o.SQL
-	for key, column := range d.columns {
-		parts := strings.Split(key, "\x00")
-		table := pgx.Identifier{parts[0], parts[1]}
-		sides := []string{sql}
-		if o.Type == "FK CONSTRAINT" { // two tables may have columns of the same name
-			sides = strings.SplitAfter(sql, " REFERENCES ")
+	sides := []string{o.SQL}
+	if o.Type == "FK CONSTRAINT" { // two tables may have columns of the same name
+		sides = strings.SplitAfter(o.SQL, " REFERENCES ")
+	}
+	// All at once, since names may change places.
+	for i, side := range sides {
+		var pairs []string
+		for _, from := range sortedKeys(d.names) { // pg_dump quotes all names
+			pairs = append(pairs, pgx.Identifier(strings.Split(from, "\x00")).Sanitize(), pgx.Identifier(strings.Split(d.names[from], "\x00")).Sanitize())
 		}
-		for i, side := range sides {
-			if strings.Contains(side, table.Sanitize()) {
-				sides[i] = strings.ReplaceAll(side, quoteName(parts[2]), quoteName(column))
+		for _, key := range sortedKeys(d.columns) {
+			parts := strings.Split(key, "\x00")
+			if strings.Contains(side, pgx.Identifier(parts[:2]).Sanitize()) {
+				pairs = append(pairs, quoteName(parts[2]), quoteName(d.columns[key]))
 			}
 		}
-		sql = strings.Join(sides, "")
+		sides[i] = strings.NewReplacer(pairs...).Replace(side)
 	}
-	for from, to := range d.names {
-		f, t := strings.Split(from, "\x00"), strings.Split(to, "\x00")
-		sql = strings.ReplaceAll(sql, pgx.Identifier(f).Sanitize(), pgx.Identifier(t).Sanitize()) // pg_dump quotes all names
+	for _, from := range sortedKeys(d.names) {
+		f, t := strings.Split(from, "\x00"), strings.Split(d.names[from], "\x00")
 		if o.Schema == f[0] && (o.Name == f[1] || strings.HasPrefix(o.Name, f[1]+" ")) {
 			o.Schema, o.Name = t[0], t[1]+strings.TrimPrefix(o.Name, f[1])
+			break
 		}
 	}
-	return o.String(), sql
+	return o.String(), strings.Join(sides, "")
 }
 
 // replaced changes an object into its new form.

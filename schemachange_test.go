@@ -209,3 +209,21 @@ func TestPoliciesForSchemaChanges(t *testing.T) {
 	_, err = run(migrator.SchemaForward)
 	require.ErrorContains(t, err, "The key of table public.part")
 }
+
+// Names that go from one column or table to another, in whatever order they were made.
+func TestNamesMove(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, `CREATE TABLE old_items (id int PRIMARY KEY, a text, b text)`, `CREATE TABLE items (id int PRIMARY KEY, a text, b text)`, `CREATE TABLE x (id int PRIMARY KEY)`,
+		`CREATE TABLE y (id int PRIMARY KEY)`, `INSERT INTO items SELECT i, 'a', 'b' FROM generate_series(1, 10) i`, `INSERT INTO x VALUES (1)`)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `BEGIN; ALTER TABLE items RENAME TO failed_items; ALTER TABLE old_items RENAME TO items; COMMIT`,
+		`ALTER TABLE failed_items RENAME b TO c`, `ALTER TABLE failed_items RENAME a TO b`, `UPDATE failed_items SET b = 'changed' WHERE id < 3`, `INSERT INTO items VALUES (1, 'x', 'y')`,
+		`BEGIN; ALTER TABLE x RENAME TO z; ALTER TABLE y RENAME TO x; ALTER TABLE z RENAME TO y; INSERT INTO y VALUES (2); COMMIT`,
+		`BEGIN; ALTER TABLE items RENAME a TO t; ALTER TABLE items RENAME b TO a; ALTER TABLE items RENAME t TO b; COMMIT`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+}

@@ -260,7 +260,7 @@ func (j *Journal) wayBackFailed(ctx context.Context, cause error) error {
 // production does not depend on it, and what is written meanwhile is in the target's log.
 func (m *Migrator) wayBack(ctx context.Context) error {
 	if m.cfg.WayBack.Disabled {
-		return m.idle(ctx, m.cfg.Target)
+		return m.idle(ctx, m.cfg.Target, m.cfg.Source)
 	}
 	told := ""
 	for attempt := 1; ; attempt++ {
