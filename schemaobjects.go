@@ -1,0 +1,194 @@
+package migrator
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// How the objects that pg_dump knows are compared: all but tables and their columns.
+
+// objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what comes last.
+func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (last []SchemaStep) {
+	known := map[string]SchemaObject{}
+	next := 0
+	for _, o := range before {
+		next = max(next, o.ID)
+		if o.Type == typeNotNull || o.Type == typeCheck {
+			d.Objects = append(d.Objects, o) // ours
+			continue
+		}
+		name, sql := d.renamed(o)
+		o.SQL = sql
+		known[name] = o
+	}
+	var first, attach []SchemaStep
+	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
+	for _, o := range now {
+		if !silent && (o.Stage == StageForeign || o.Type == "TRIGGER") {
+			o.Stage = StageSwitch
+		}
+		old, ok := known[o.String()]
+		delete(known, o.String())
+		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
+		if ok && (same || o.Type == "TABLE" || o.Type == typeViewData) {
+			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
+			d.Objects = append(d.Objects, o)
+			continue
+		}
+		if ok {
+			o.ID = old.ID
+		} else {
+			next++
+			o.ID = next
+		}
+		o.State = ObjectPending
+		later := o.Stage == StageSwitch || (early && (o.Stage == StageForeign || o.Stage == StageFinish))
+		if later && (!ok || old.State != ObjectDone) {
+			d.Objects = append(d.Objects, o) // when its time comes
+			continue
+		}
+		o.State = ObjectDone
+		d.Objects = append(d.Objects, o)
+		object := o
+		step := SchemaStep{SQL: o.SQL, Object: &object}
+		relation := o.Schema + "\x00" + strings.SplitN(o.Name, " ", 2)[0]
+		switch {
+		case o.Type == "TABLE" && !d.newTables[o.Schema+"\x00"+o.Name]:
+			continue // a view's companion, say; its columns are compared elsewhere
+		case o.Type == "TABLE":
+			last = append(last, SchemaStep{SQL: strings.Replace(o.SQL, "CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ", 1)})
+			continue
+		case o.Type == "TABLE ATTACH", o.Type == "INDEX ATTACH":
+			attach = append(attach, step) // after the leaf's own indexes, which are then taken for the root's
+			continue
+		case o.Type == "TYPE" && ok && strings.Contains(o.SQL, " AS ENUM ("):
+			d.Labels = append(d.Labels, newLabels(o.SQL, old.SQL)...)
+			d.sayf("%s has new labels", o)
+			continue
+		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
+		case ok:
+			step.SQL = replaced(old, o)
+			if o.Type == "FK CONSTRAINT" {
+				anew[o.Schema+"\x00"+o.Name] = true
+			}
+			d.sayf("%s was changed", o)
+		default:
+			d.sayf("%s is new", o)
+		}
+		switch o.Type {
+		case "SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION", "COLLATION":
+			first = append(first, step)
+		default:
+			last = append(last, step)
+		}
+	}
+	d.drop(known)
+	d.Steps = append(d.Steps, first...)
+	// A partition joins its root when it has its own indexes.
+	constraints := slices.IndexFunc(last, func(s SchemaStep) bool { return s.Object != nil && s.Object.Type == "FK CONSTRAINT" })
+	if constraints < 0 {
+		constraints = len(last)
+	}
+	return slices.Concat(last[:constraints], attach, last[constraints:])
+}
+
+// drop takes away what is not there any more.
+func (d *schemaDiff) drop(gone map[string]SchemaObject) {
+	for _, o := range gone {
+		sql := dropping(o)
+		if o.State != ObjectDone || sql == "" || o.Type == typeValidation {
+			continue
+		}
+		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
+		d.sayf("%s was dropped", o)
+	}
+}
+
+// renamed is an object's name and definition as they would be after the renames that are carried over anyway.
+func (d *schemaDiff) renamed(o SchemaObject) (name, sql string) {
+	sides := []string{o.SQL}
+	if o.Type == "FK CONSTRAINT" { // two tables may have columns of the same name
+		sides = strings.SplitAfter(o.SQL, " REFERENCES ")
+	}
+	// All at once, since names may change places.
+	for i, side := range sides {
+		var pairs []string
+		for _, from := range sortedKeys(d.names) { // pg_dump quotes all names
+			pairs = append(pairs, pgx.Identifier(strings.Split(from, "\x00")).Sanitize(), pgx.Identifier(strings.Split(d.names[from], "\x00")).Sanitize())
+		}
+		for _, key := range sortedKeys(d.columns) {
+			parts := strings.Split(key, "\x00")
+			if strings.Contains(side, pgx.Identifier(parts[:2]).Sanitize()) {
+				pairs = append(pairs, quoteName(parts[2]), quoteName(d.columns[key]))
+			}
+		}
+		sides[i] = strings.NewReplacer(pairs...).Replace(side)
+	}
+	for _, from := range sortedKeys(d.names) {
+		f, t := strings.Split(from, "\x00"), strings.Split(d.names[from], "\x00")
+		if o.Schema == f[0] && (o.Name == f[1] || strings.HasPrefix(o.Name, f[1]+" ")) {
+			o.Schema, o.Name = t[0], t[1]+strings.TrimPrefix(o.Name, f[1])
+			break
+		}
+	}
+	return o.String(), strings.Join(sides, "")
+}
+
+// replaced changes an object into its new form.
+func replaced(old, o SchemaObject) string {
+	switch o.Type {
+	case "FUNCTION", "PROCEDURE", "VIEW":
+		return strings.Replace(o.SQL, "CREATE "+o.Type+" ", "CREATE OR REPLACE "+o.Type+" ", 1)
+	case "SEQUENCE":
+		return strings.Replace(o.SQL, "CREATE SEQUENCE ", "ALTER SEQUENCE ", 1)
+	}
+	if drop := dropping(old); drop != "" {
+		return drop + ";\n" + o.SQL
+	}
+	return o.SQL
+}
+
+// dropping takes an object away; "": it stays, and does no harm.
+func dropping(o SchemaObject) string {
+	ident := pgx.Identifier{o.Schema, o.Name}.Sanitize()
+	switch o.Type {
+	case "INDEX", "VIEW", "MATERIALIZED VIEW", "STATISTICS":
+		return "DROP " + o.Type + " IF EXISTS " + ident
+	case "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "TRIGGER", "RULE":
+		if o.Undo == "" {
+			return ""
+		}
+		if strings.HasPrefix(o.Undo, "DO ") { // the clone of a trigger, which is now in the state that clones have
+			return strings.Replace(o.Undo, " DISABLE TRIGGER ", " ENABLE TRIGGER ", 1)
+		}
+		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, o.Undo)
+	}
+	return ""
+}
+
+var enumLabel = regexp.MustCompile(`'((?:[^']|'')*)'`)
+
+// newLabels are the statements that add the labels which an enum has and had not.
+func newLabels(now, before string) (statements []string) {
+	_, name, _ := strings.Cut(now, "CREATE TYPE ")
+	name, _, _ = strings.Cut(name, " AS ENUM ")
+	old := enumLabel.FindAllString(before, -1)
+	labels := enumLabel.FindAllString(now, -1)
+	for i, label := range labels {
+		if slices.Contains(old, label) {
+			continue
+		}
+		place := ""
+		if i > 0 {
+			place = " AFTER " + labels[i-1]
+		} else if len(labels) > 1 {
+			place = " BEFORE " + labels[1]
+		}
+		statements = append(statements, fmt.Sprintf(`ALTER TYPE %s ADD VALUE IF NOT EXISTS %s%s`, name, label, place))
+	}
+	return statements
+}
