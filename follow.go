@@ -132,6 +132,10 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	switch sqlState(err) {
 	case "42P07", "42710", "42P16": // it is there: it came with what it belongs to
 		return nil
+	case "55000":
+		if step.Object.Type == "SEQUENCE" && strings.Contains(step.SQL, "ADD GENERATED") { // of an identity column, with which it came
+			return nil
+		}
 	}
 	o := *step.Object
 	o.State, o.Error = ObjectFailed, err.Error()

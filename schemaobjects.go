@@ -79,6 +79,10 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		default:
 			d.sayf("%s is new", o)
 		}
+		if strings.Contains(o.SQL, "ADD GENERATED") { // an identity column's sequence, which comes with the column
+			last = append(last, step)
+			continue
+		}
 		switch o.Type {
 		case "SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION", "COLLATION":
 			first = append(first, step)

@@ -39,7 +39,8 @@ func (p *pair) loud(t *testing.T) map[string]string {
 	t.Helper()
 	all := p.acl(t)
 	rows, err := p.source.ConnectAdmin(t).Query(t.Context(), `
-		SELECT 'trigger ' || tgrelid::regclass || ' ' || CASE WHEN tgisinternal THEN 'of a constraint ' || row_number() OVER (PARTITION BY tgrelid, tgisinternal ORDER BY oid) ELSE tgname END,
+		SELECT 'trigger ' || tgrelid::regclass || ' ' || CASE WHEN tgisinternal THEN concat_ws(' ', 'of', (SELECT conname FROM pg_constraint WHERE oid = tgconstraint), tgfoid::regproc, tgconstrrelid::regclass,
+		       row_number() OVER (PARTITION BY tgrelid, (SELECT conname FROM pg_constraint WHERE oid = tgconstraint), tgfoid, tgconstrrelid ORDER BY tgdeferrable, tginitdeferred)) ELSE tgname END,
 		       concat_ws(' ', tgenabled, tgdeferrable, tginitdeferred) FROM pg_trigger WHERE tgname NOT LIKE 'heroku\_migrator\_fence'
 		UNION ALL SELECT 'rule ' || rulename || ' ' || ev_class::regclass, ev_enabled::text FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class AND c.relkind IN ('r', 'p')
 		UNION ALL SELECT 'constraint ' || conname || ' ' || conrelid::regclass, concat_ws(' ', pg_get_constraintdef(oid), obj_description(oid, 'pg_constraint')) FROM pg_constraint WHERE conrelid >= 16384 AND connamespace <> 'heroku_migrator'::regnamespace
