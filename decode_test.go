@@ -320,7 +320,7 @@ func TestSlotThatCannotBeMade(t *testing.T) {
 	p.sql(t, smallSchema...)
 	m := inSync(t, p)
 	execute(t, admin, `BEGIN`, `SELECT pg_current_xact_id()`)
-	p.capture = migrator.CaptureDecoding // on the target: the source is captured already
+	p.capture, p.slotTimeout = migrator.CaptureDecoding, 3*time.Second // on the target: the source is captured already
 	_, err = p.migrator(t).Do(withTimeout(t, time.Minute), migrator.CommandSwitch, false)
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
 	require.ErrorContains(t, err, "No replication slot could be made")

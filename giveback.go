@@ -186,13 +186,13 @@ func (p *PlanetScale) ResendRewritten(ctx context.Context, tables []*Table) erro
 	return nil
 }
 
-// slotPatience is how long making a slot may take: rounds stand still meanwhile.
+// slotPatience is how long making a slot may take unless the caller says otherwise: rounds stand still meanwhile.
 const slotPatience = 20 * time.Second
 
 // prepareDecoding makes a slot, for which every transaction has to end that writes somewhere on the server. Where it is not possible, there are
 // triggers, unless decoding was asked for.
 func (p *PlanetScale) prepareDecoding(ctx context.Context) (bool, error) {
-	limited, cancel := context.WithTimeout(ctx, slotPatience)
+	limited, cancel := context.WithTimeout(ctx, p.slotPatience)
 	defer cancel()
 	err := p.decoder.prepare(limited)
 	switch {
@@ -203,7 +203,7 @@ func (p *PlanetScale) prepareDecoding(ctx context.Context) (bool, error) {
 	case p.decoder.method == CaptureAuto:
 		return false, p.decoder.remove(ctx, p.journal.tx)
 	case limited.Err() != nil:
-		return false, refuse("switch", "No replication slot could be made on the target within %s: that waits for every transaction of its server which writes something, prepared ones too. End those that are open for long, or capture by triggers.", slotPatience)
+		return false, refuse("switch", "No replication slot could be made on the target within %s: that waits for every transaction of its server which writes something, prepared ones too. End those that are open for long, or capture by triggers.", p.slotPatience)
 	}
 	return false, err
 }

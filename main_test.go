@@ -28,6 +28,7 @@ type pair struct {
 	source, target *pgtest.Database
 	pgDump         string
 	capture        migrator.CaptureMethod // by decoding in the subtests of TestDecoding
+	slotTimeout    time.Duration          // other tests on the same server write, too
 }
 
 func newPair(t *testing.T, opts ...pgtest.DatabaseOption) *pair {
@@ -35,7 +36,7 @@ func newPair(t *testing.T, opts ...pgtest.DatabaseOption) *pair {
 	p := &pair{}
 	var purpose string
 	if strings.HasPrefix(t.Name(), "TestDecoding/") {
-		p.capture, purpose = migrator.CaptureDecoding, "decoding"
+		p.capture, p.slotTimeout, purpose = migrator.CaptureDecoding, 50*time.Second, "decoding"
 	}
 	source := pgtest.SharedFor(t, pgtest.SourceVersion(), purpose)
 	target := pgtest.SharedFor(t, pgtest.TargetVersion(), purpose)
@@ -60,7 +61,7 @@ func (p *pair) open(t *testing.T) (*migrator.Heroku, *migrator.PlanetScale) {
 	src, err := migrator.OpenHeroku(t.Context(), p.source.URL, migrator.HerokuConfig{PgDump: p.pgDump, Capture: p.capture})
 	require.NoError(t, err)
 	t.Cleanup(src.Close)
-	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{Capture: p.capture})
+	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{Capture: p.capture, SlotTimeout: p.slotTimeout})
 	require.NoError(t, err)
 	t.Cleanup(dst.Close)
 	return src, dst

@@ -1,6 +1,7 @@
 package migrator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -25,6 +27,9 @@ type PlanetScaleConfig struct {
 	URL func(ctx context.Context) (string, error)
 	// Capture is how changes are captured after the switch, for the way back. Default: see [CaptureAuto].
 	Capture CaptureMethod
+	// SlotTimeout is how long a switch waits for a replication slot to be made, which has to wait for every transaction of the server that writes.
+	// Default: 20 s.
+	SlotTimeout time.Duration
 	// BufferBytes is how much is read ahead of what the target has taken, for each chunk that is being copied.
 	// Default: 1 MiB.
 	BufferBytes int
@@ -36,6 +41,8 @@ type PlanetScale struct {
 	pool    *pgxpool.Pool
 	journal *Journal
 	buffer  int
+
+	slotPatience time.Duration
 
 	ops     operatorCache
 	decoder *decoder
@@ -73,7 +80,7 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes}
+	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes, slotPatience: cmp.Or(max(cfg.SlotTimeout, 0), slotPatience)}
 	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx, leads: func() bool { return p.journal.epoch.Load() != 0 }}
 	return p, nil
 }
