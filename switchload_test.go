@@ -219,7 +219,7 @@ func TestSwitchUnderLoad(t *testing.T) {
 // what the holder was told is true.
 func TestSwitchWhileATransactionIsHeldOpen(t *testing.T) {
 	t.Parallel()
-	hold := 8 * time.Second
+	hold := 4 * time.Second
 	if long() {
 		hold = 30 * time.Second
 	}

@@ -126,8 +126,8 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 	p := newPair(t)
 	p.shop(t, 0.1)
 	before := p.acl(t)
-	m := p.migrator(t)
-	ctx := withTimeout(t, 4*time.Minute)
+	m := p.migrator(t, func(c *migrator.Config) { c.Cutover.CatchUp = 4 * time.Minute }) // on a busy machine
+	ctx := withTimeout(t, 8*time.Minute)
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx, "") }()
 	require.Eventually(t, func() bool { return phase(t, m) == migrator.PhaseReplicating }, time.Minute, 50*time.Millisecond)
