@@ -19,7 +19,6 @@ func TestDecoding(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
 		"OddKeys":                       TestOddKeys,
-		"BulkStatements":                TestBulkStatementsOfAllSizes,
 		"EveryKindOfWriteIsCaptured":    TestEveryKindOfWriteIsCaptured,
 		"RevertBringsEverythingBack":    TestRevertBringsEverythingBack,
 		"ThereAndBackUnderLoad":         TestThereAndBackUnderLoad,

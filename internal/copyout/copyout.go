@@ -34,7 +34,8 @@ func Run(ctx context.Context, conn *pgconn.PgConn, sql string, w io.Writer) (int
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	rows, err := run(raw, sql, w)
 	if !stop() || (err != nil && !errors.As(err, new(*pgconn.PgError))) {
-		_ = raw.Close() // it stands in the middle of a stream
+		_ = raw.Close()                            // it stands in the middle of a stream
+		_ = conn.Close(context.WithoutCancel(ctx)) // and has to know that, or a pool would hand it out again
 		if ctx.Err() != nil {
 			return rows, ctx.Err()
 		}

@@ -107,3 +107,21 @@ func BenchmarkRun(b *testing.B) {
 		}
 	})
 }
+
+// A connection whose stream was cut knows that it is closed: a pool would hand it out again otherwise.
+func TestConnectionOfACutStreamIsClosed(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Shared(t, pgtest.TargetVersion()).NewTarget(t)
+	conn := db.Connect(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := copyout.Run(ctx, conn.PgConn(), `COPY (SELECT repeat('x', 1000) FROM generate_series(1, 1000000)) TO STDOUT`, writerFunc(func(b []byte) (int, error) {
+		cancel()
+		return len(b), nil
+	}))
+	require.Error(t, err)
+	require.True(t, conn.IsClosed())
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
