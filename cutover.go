@@ -116,7 +116,7 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if len(hard) > 0 || (len(soft) > 0 && !cfg.Force) {
 		return nil, &RefusedError{Action: "switch", Reasons: append(hard, soft...), CanForce: len(hard) == 0}
 	}
-	r, err := newReplicator(ctx, src, dst, ReplicateConfig{Logger: cfg.Logger, OnEvent: cfg.OnEvent, TrimGrace: time.Hour})
+	r, err := newReplicator(ctx, src, dst, ReplicateConfig{Logger: cfg.Logger, OnEvent: cfg.OnEvent})
 	if err != nil {
 		return nil, err
 	}
@@ -166,6 +166,7 @@ func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator
 	if err := catchUpBefore(ctx, r.catchUp, "switch", cfg); err != nil { // rounds stood still meanwhile
 		return nil, err
 	}
+	r.trimmer.grace = time.Hour // behind the fence, every moment counts
 	if err := dst.Journal().SetPending(ctx, CommandSwitch); err != nil {
 		return nil, err
 	}

@@ -49,6 +49,12 @@ func ParsePosition(text string) (Position, error) {
 // IsZero tells whether p is the position before everything.
 func (p Position) IsZero() bool { return p.Snapshot == "" }
 
+// xmin is the oldest transaction that was running: all before it are visible, or were rolled back.
+func (p Position) xmin() string {
+	xmin, _, _ := strings.Cut(p.Snapshot, ":")
+	return xmin
+}
+
 // SameServer tells whether two positions can be compared at all.
 func (p Position) SameServer(q Position) bool {
 	return p.System == q.System && p.Timeline == q.Timeline

@@ -64,7 +64,6 @@ func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg
 	limited, cancel := context.WithTimeout(ctx, cfg.FenceTimeout)
 	defer cancel()
 	way := cfg.WayBack
-	way.TrimGrace = time.Hour
 	var w *wayBack
 	err = patiently(limited, func(ctx context.Context) error {
 		w, err = openWayBack(ctx, src, dst, way)
@@ -80,6 +79,7 @@ func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg
 	if err != nil {
 		return began, err
 	}
+	w.trimmer.grace = time.Hour // behind the fence, every moment counts
 	if err := dst.Journal().SetPending(ctx, CommandRevert); err != nil {
 		return began, err
 	}

@@ -337,7 +337,8 @@ func unseen(since Position, xid string) string {
 	if since.IsZero() {
 		return "true"
 	}
-	return fmt.Sprintf("NOT pg_visible_in_snapshot(%s, '%s'::pg_snapshot)", xid, since.Snapshot)
+	// The comparison is cheap, and passes over most of a long log.
+	return fmt.Sprintf("(%[1]s >= '%[3]s'::xid8 AND NOT pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_snapshot))", xid, since.Snapshot, since.xmin())
 }
 
 // changedKeys is the query for the keys that changed since the position.

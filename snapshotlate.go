@@ -23,7 +23,7 @@ func lateName(id uint32) string { return fmt.Sprintf("pg_temp.heroku_migrator_la
 
 // sees is the condition that a transaction is visible here.
 func (s *herokuSnapshot) sees(xid string) string {
-	return fmt.Sprintf("pg_visible_in_snapshot(%s, '%s'::pg_snapshot)", xid, s.pos.Snapshot)
+	return fmt.Sprintf("(%[1]s < '%[3]s'::xid8 OR pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_snapshot))", xid, s.pos.Snapshot, s.pos.xmin())
 }
 
 // log is a table's log for FROM, as it has to be read here.
@@ -93,7 +93,7 @@ func (s *herokuSnapshot) catchUp(ctx context.Context, tables []*Table) error {
 
 // lately is the condition for entries of transactions that are visible here, which are not.
 func (s *herokuSnapshot) lately() string {
-	return "NOT " + s.sees("heroku_migrator_entered") + " AND " + s.sees("heroku_migrator_xid")
+	return unseen(s.pos, "heroku_migrator_entered") + " AND " + s.sees("heroku_migrator_xid")
 }
 
 // stageLate brings them here, through this process.
