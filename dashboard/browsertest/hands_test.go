@@ -99,9 +99,7 @@ func (p *page) click(selector string) {
 // tap presses an element with a finger.
 func (p *page) tap(selector string) {
 	p.t.Helper()
-	x, y := p.at(selector)
-	call(p, input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: input.DispatchTouchEventTypeTouchStart, TouchPoints: []*input.TouchPoint{{X: x, Y: y}}})
-	call(p, input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: input.DispatchTouchEventTypeTouchEnd, TouchPoints: []*input.TouchPoint{}})
+	p.tapAt(p.at(selector))
 }
 
 // press presses keys, one after the other, wherever the focus is.
@@ -154,4 +152,11 @@ func (p *page) tabTo(selector string) {
 		}
 	}
 	p.t.Fatalf("%s: the Tab key does not lead to %s; the focus is on %s", p.name, selector, p.focused())
+}
+
+// tapAt is tap where something was seen before.
+func (p *page) tapAt(x, y float64) {
+	p.t.Helper()
+	call(p, input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: input.DispatchTouchEventTypeTouchStart, TouchPoints: []*input.TouchPoint{{X: x, Y: y}}})
+	call(p, input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: input.DispatchTouchEventTypeTouchEnd, TouchPoints: []*input.TouchPoint{}})
 }

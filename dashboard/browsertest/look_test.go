@@ -77,7 +77,7 @@ func (p *page) reachable(name string) {
 
 // controls are what has to have a name for those who cannot see it.
 var controls = []string{
-	"button", "link", "textbox", "searchbox", "combobox", "checkbox", "tab", "tabpanel", "table", "progressbar", "progress indicator", "dialog", "navigation", "columnheader", "image", "img", "list box", "group",
+	"button", "link", "textbox", "searchbox", "combobox", "checkbox", "tab", "tabpanel", "table", "progressbar", "progress indicator", "dialog", "navigation", "columnheader", "image", "img", "list box",
 }
 
 // unnamed are the controls that the browser's accessibility tree has without a name, and the landmarks that it has not.

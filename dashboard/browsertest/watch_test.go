@@ -84,6 +84,8 @@ func (w *watch) entry(e *log.Entry) {
 		switch {
 		case w.away && strings.Contains(e.Text, "net::ERR_"):
 			return
+		case err == nil && u.Path == "/favicon.ico": // of what is no page, such as the answer to no password; the page names its own
+			return
 		case m != nil && err == nil && (m[1] == "401" && w.locked || slices.Contains(commands, u.Path[strings.LastIndex(u.Path, "/")+1:])):
 			w.refused = append(w.refused, m[1]+" "+u.Path)
 			return
