@@ -13,7 +13,7 @@ INSTALLED = docker version >/dev/null 2>&1 || { \
 
 .PHONY: help
 help: ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{printf "make %-11s %s\n", $$1, $$2}'
 
 .PHONY: demo
 demo: setup ## migrate a busy shop between two local servers, and watch it
@@ -47,6 +47,10 @@ matrix: setup ## run the tests for every supported pair of Postgres versions
 	done; \
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all passed"
+
+.PHONY: screenshots
+screenshots: setup ## every phase of the dashboard as pictures, in ./screenshots: desktop, dark and light, and phone
+	@$(INSTALLED); set -x; DASHBOARD_SCREENSHOTS=$(CURDIR)/screenshots go test -count=1 ./dashboard/browsertest
 
 .PHONY: torture
 torture: setup ## everything at once, for ten minutes (TORTURE=1h; TORTURE_SEED repeats a run's choices)

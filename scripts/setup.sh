@@ -4,7 +4,8 @@
 # Installs what `make test` and `make demo` need besides Go, and does nothing if
 # it is there: a C compiler (for the race detector), pg_dump and pg_restore,
 # and Postgres servers to test with. Those run in Docker; where there is no Docker,
-# Debian's own server is installed instead. No service is started.
+# Debian's own server is installed instead. No service is started. Chromium, in which
+# the dashboard is tested, is installed if it can be; without it those tests are skipped.
 #
 # It installs on Debian and Ubuntu as root. Elsewhere it names what is missing.
 set -euo pipefail
@@ -19,6 +20,7 @@ have_docker() { command -v docker >/dev/null && docker version >/dev/null 2>&1; 
 have_client() { # Debian's wrappers in PATH are there without the programs
   { command -v pg_dump && command -v pg_restore && pg_dump --version; } >/dev/null 2>&1
 }
+have_browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable; } >/dev/null
 have_server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
 
 packages=() reasons=()
@@ -39,7 +41,15 @@ if ! have_docker; then
 elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v debootstrap >/dev/null; then
   need "a tool to make images for the tests" debootstrap
 fi
-[ ${#packages[@]} -gt 0 ] || exit 0
+browser=no
+if ! have_browser; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    browser=yes
+  else
+    say "there is no Chromium: the dashboard's tests in a browser are skipped"
+  fi
+fi
+[ ${#packages[@]} -gt 0 ] || [ $browser = yes ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   say "missing, and only root on Debian or Ubuntu can have it installed by this script:"
@@ -58,18 +68,20 @@ update() {
   say "apt-get update"
   apt update || { cat "$log" >&2; die "apt-get update failed"; }
 }
-install() {
+try() {
   apt install -y --no-install-recommends "$@" && return
-  if [ $updated = no ]; then # the lists are too old, perhaps
-    update
-    apt install -y --no-install-recommends "$@" && return
-  fi
+  [ $updated = no ] || return
+  update # the lists are too old, perhaps
+  apt install -y --no-install-recommends "$@"
+}
+install() {
+  try "$@" && return
   tail -n 30 "$log" >&2
   die "installing $* failed"
 }
 
 for reason in "${reasons[@]}"; do say "installing $reason"; done
-compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || update
+[ ${#packages[@]} -eq 0 ] || compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || update
 if [ $server = yes ]; then
   # Debian's server packages make a cluster and start it, unless told not to.
   install postgresql-common
@@ -77,4 +89,9 @@ if [ $server = yes ]; then
   sed -i -E '/^ *create_main_cluster *=/d' "$conf"
   echo 'create_main_cluster = false' >>"$conf"
 fi
-install "${packages[@]}"
+[ ${#packages[@]} -eq 0 ] || install "${packages[@]}"
+if [ $browser = yes ]; then
+  say "installing a browser, for the tests of the dashboard: chromium, with a font"
+  # Ubuntu has it only as a snap, which needs more than apt.
+  { (try chromium fonts-dejavu-core) && have_browser; } || say "it could not be installed: the dashboard's tests in a browser are skipped"
+fi

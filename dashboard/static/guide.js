@@ -82,10 +82,10 @@ const guides = {
     };
     const check = { show: 'recheck', label: 'Check again' };
     if (view.preflight.loading && !view.preflight.findings) {
-      return { title: 'Checking both databases', sentence: 'Preflight reads versions, privileges, extensions, sizes, keys and settings. It changes nothing.' };
+      return { title: 'Checking both databases', sentence: 'This reads versions, privileges, extensions, sizes, keys and settings. It changes nothing.' };
     }
     if (!view.preflight.findings) {
-      return { tone: 'bad', title: 'The databases could not be checked', sentence: view.preflight.error ?? 'Preflight has not run.', next: 'Check again.', cost: 'Checking changes nothing.', primary: check };
+      return { tone: 'bad', title: 'The databases could not be checked', sentence: view.preflight.error ?? 'The checks have not run.', next: 'Check again.', cost: 'Checking changes nothing.', primary: check };
     }
     const { blocker, warning } = tally(view.preflight.findings);
     if (blocker) {
@@ -95,12 +95,12 @@ const guides = {
       };
     }
     if (warning) {
-      return { ...start, tone: 'warn', title: 'Ready to start, with something to read', sentence: `Preflight has ${plural(warning, 'warning')}. The migration goes on all the same; read ${warning === 1 ? 'it' : 'them'} first.`, next: 'Read what “Checks” says, then start.' };
+      return { ...start, tone: 'warn', title: 'Ready to start, with something to read', sentence: `The checks found nothing that stops the migration, and ${plural(warning, 'warning')}: read ${warning === 1 ? 'it' : 'them'} first.`, next: 'Read what stands under “Checks”, then start.' };
     }
     return { ...start, tone: 'ask', title: 'Ready to start', sentence: 'Both databases were checked, and nothing is in the way.', next: 'Start the migration.' };
   },
 
-  starting: () => ({ title: 'Checking both databases', sentence: 'Preflight looks once more before anything is changed.', next: 'Nothing to do: it goes on by itself.', cost: undisturbed }),
+  starting: () => ({ title: 'Checking both databases', sentence: 'One more look before anything is changed.', next: 'Nothing to do: it goes on by itself.', cost: undisturbed }),
 
   configuring: (status) => ({
     title: 'Setting up',
@@ -158,7 +158,7 @@ const guides = {
     const failed = status.failed_objects?.length ?? 0;
     if (!status.failed_phase) {
       return {
-        tone: 'bad', title: 'The migration did not start', sentence: 'Preflight found what has to be resolved first. Nothing was changed on either database.',
+        tone: 'bad', title: 'The migration did not start', sentence: 'The checks found what has to be resolved first. Nothing was changed on either database.',
         next: 'Resolve what is listed here, then try again.', cost: undisturbed, reasons: status.reasons ?? [status.error ?? ''], primary: { command: 'retry' }, secondary: ['reset'],
       };
     }
