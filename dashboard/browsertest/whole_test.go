@@ -88,6 +88,7 @@ func TestWholeMigration(t *testing.T) {
 	writers.Redirect(pair.target.URL)
 	p.inspect("09-switched")
 
+	p.refuse("revert", "revert", "09-revert-dialog")
 	p.confirm("revert", "revert")
 	p.within(work, `document.getElementById('outside').dataset.at === 'reverted'`)
 	writers.Redirect(pair.source.URL)

@@ -30,7 +30,7 @@ export function record(status) {
   const p = status.progress_signals;
   if (status.phase === 'copying') {
     charts.speed.push(at, [p.throughput_eta.bytes_per_second, p.throughput_eta.average_bytes_per_second]);
-    charts.load.push(at, [status.state === 'paused' ? 0 : status.throttle?.percent ?? 100]);
+    charts.load.push(at, [status.state === 'paused' ? null : status.throttle?.percent ?? 100]);
   }
   if (status.phase === 'replicating') {
     charts.lag.push(at, [p.replication_delay.seconds]);
@@ -181,9 +181,9 @@ function failures(status) {
   const failed = status.failed_objects ?? [];
   show(byId('failed'), failed.length);
   setText(byId('failed-count'), String(failed.length));
-  show(byId('failed-retry'), status.commands?.retry?.allowed);
+  show(byId('failed-retry'), status.commands?.retry?.allowed && status.phase !== 'error'); // there it is the main action
   list(byId('failed-list'), failed, (f) => `${f.object}\n${f.error}`,
-    (f) => el('li', {}, el('strong', {}, name(f.object)), el('p', { class: 'mono' }, el('bdi', {}, printable(f.error)))));
+    (f) => el('li', {}, el('strong', {}, name(f.object)), el('p', { class: 'mono' }, el('bdi', {}, printable(f.error.startsWith(`${f.object}: `) ? f.error.slice(f.object.length + 2) : f.error)))));
   const skipped = status.skipped_objects ?? [];
   show(byId('skipped'), skipped.length);
   texts(byId('skipped-list'), skipped);
@@ -200,8 +200,8 @@ function changeLog(status) {
 
 function reports(status) {
   const parts = (r) => [
-    ['At', moment(r.at)], ['Without writes', nanoseconds(r.without_writes_ns)], ['Closing the fence', nanoseconds(r.fence_ns)], ['Last changes', nanoseconds(r.drain_ns)],
-    r.hook_ns ? ['Hooks', nanoseconds(r.hook_ns)] : null, ['Finishing', nanoseconds(r.finish_ns)], ['Rows moved behind the fence', count(r.rows_drained)],
+    ['At', moment(r.at)], ['Without writes', nanoseconds(r.without_writes_ns)], ['Stopping writes', nanoseconds(r.fence_ns)], ['Moving the last changes', nanoseconds(r.drain_ns)],
+    r.hook_ns >= 1e6 ? ['Hooks', nanoseconds(r.hook_ns)] : null, ['Finishing', nanoseconds(r.finish_ns)], ['Rows in the last changes', count(r.rows_drained)],
     ['Sequences set', count(r.sequences)], r.large_objects ? ['Large objects', count(r.large_objects)] : null, r.fence_attempts > 1 ? ['Attempts', count(r.fence_attempts)] : null,
   ].filter(Boolean);
   for (const [id, report] of [['switch-report', status.switch_report], ['revert-report', status.revert_report]]) {
