@@ -5,7 +5,7 @@ import { command, get, Live } from './api.js';
 import { ask, endpoint, showError } from './dialogs.js';
 import { announce, byId, el, icon, list, printable, setAttr, setText, show } from './dom.js';
 import { count, duration, moment, percent, time } from './format.js';
-import { figures, guide, stepNumber, steps, takesWrites } from './guide.js';
+import { figures, guide, heed, stepNumber, steps, takesWrites } from './guide.js';
 import { activity, logs } from './logs.js';
 import { drawOverview, drawVerifyOutput, record, startOverview } from './overview.js';
 import { drawPreflight } from './preflight.js';
@@ -288,6 +288,7 @@ const live = new Live({
   status(fresh) {
     const phase = status?.phase;
     fresh.tables ??= [];
+    heed(fresh);
     status = fresh;
     skew = Date.parse(fresh.at) - Date.now() || 0;
     if (asked && fresh.running?.command === asked.command) asked.begun();

@@ -16,6 +16,15 @@ const undisturbed = 'Your application goes on writing to Heroku; nothing is bloc
 // phaseOf is the phase, or that which failed.
 export const phaseOf = (status) => (status.phase === 'error' ? status.failed_phase : status.phase);
 
+// heed makes what a switch was just refused for a part of the readiness, which is computed without comparing the schemas again. Without it the page
+// would offer no way to force the switch.
+export function heed(status) {
+  const { last_command: last, cutover_readiness: ready } = status;
+  if (status.phase === 'replicating' && ready.level === 'ready' && last?.command === 'switch' && !last.success && last.code === 'cutover_override_required') {
+    Object.assign(ready, { level: 'warning', can_force: true, soft_blockers: last.reasons ?? [last.message] });
+  }
+}
+
 // takesWrites is the side that the application may write to.
 export function takesWrites(status) {
   const phase = phaseOf(status);
