@@ -27,7 +27,8 @@ const (
 var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be followed before the next round")
 
 // fingerprintSQL sums up what a change of which may concern rows, or how they arrive: tables, columns, partitions, labels of
-// enums, indexes and constraints. It is read with every round, so it reads a few catalogs once and no more.
+// enums, indexes and constraints, and which tables have triggers that may change keys (see Table.namesKey). It is read with every round,
+// so it reads a few catalogs once and no more.
 const fingerprintSQL = `
 	WITH r AS (
 		SELECT c.oid, n.nspname, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -40,7 +41,8 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid = f.adrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel), 0)) FROM pg_enum e),
 		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid))`
+		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', 'rewrites', b.tgrelid), 0)) FROM (SELECT DISTINCT g.tgrelid FROM pg_trigger g JOIN r ON r.oid = g.tgrelid WHERE ` + rewritesRows + `) AS b))`
 
 // Fingerprint implements [Snapshot].
 func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error) {
@@ -71,7 +73,7 @@ func (p *schemaPlan) carry(ctx context.Context, src Source, dst Target) error {
 		return &RefusedError{Action: "follow the schema", Reasons: p.impossible}
 	}
 	// First on the source: what is written to a new table has to be captured before its rows are sent (I2).
-	for _, t := range p.created {
+	for _, t := range slices.Concat(p.created, p.recaptured) {
 		if err := src.Capture(ctx, t); err != nil {
 			return err
 		}
@@ -110,6 +112,7 @@ type SchemaStep struct {
 type schemaPlan struct {
 	SchemaChange
 	created, resent []*Table
+	recaptured      []*Table // among those that are resent
 	adopted         []adopted
 	impossible      []string
 	said            []string

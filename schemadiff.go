@@ -91,7 +91,15 @@ func (d *schemaDiff) table(k, t *Table) {
 	if d.checks(k, t) {
 		changed = true
 	}
-	if columnsChanged && (t.Keyless() || rewritten(k, t)) {
+	rekeyed := t.Rewrites && !k.Rewrites && k.namesKey()
+	if rekeyed {
+		d.recaptured = append(d.recaptured, t)
+		d.sayf("table %s has a trigger BEFORE UPDATE now, which may have changed keys unseen", t)
+	}
+	if t.Rewrites != k.Rewrites {
+		t.Rewrites, changed = true, true // from now on
+	}
+	if rekeyed || (columnsChanged && (t.Keyless() || rewritten(k, t))) {
 		d.Empty, d.resent = append(d.Empty, k), append(d.resent, t)
 		d.sayf("table %s is sent whole again", t)
 	}

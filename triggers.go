@@ -25,7 +25,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	if t.Keyless() {
 		return buildKeylessCapture(t, always)
 	}
-	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
+	log, fn := logName(t.ID), captureFunction(t)
 	var c captureSQL
 	into := fmt.Sprintf("%s (%s)", log, t.logColumns())
 	keys, rows := t.keyList(""), "heroku_migrator_rows"
@@ -50,7 +50,6 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 
 	var b strings.Builder
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
-	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
 	if t.Kind == KindOrdinary {
 		c.prepare += fmt.Sprintf(`
 			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
@@ -74,13 +73,33 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		trigger(t.Relation, "row_write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
 		trigger(t.Relation, "row_delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
-	key := "key"
-	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
-		key = "row_key"
-	}
-	trigger(t.Relation, key, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
-	c.attach = b.String() + truncateTriggers(t, always)
+	c.attach = b.String() + keyTrigger(t, ops, always) + truncateTriggers(t, always)
 	return c
+}
+
+// keyTrigger is the trigger for old keys.
+func keyTrigger(t *Table, ops []keyOperator, always bool) string {
+	name, event := "key", "UPDATE"
+	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
+		name = "row_key"
+	}
+	// With the columns named, Postgres compares the key for statements that set one of them alone. Only the source's schema is compared in
+	// each round, so it is done there.
+	if always && t.namesKey() {
+		event += " OF " + t.keyList("")
+	}
+	return createTrigger(t.Relation, name, fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW WHEN (NOT (%s)) EXECUTE FUNCTION %s_old()`,
+		event, t.Ident(), matchKey(t, ops, "OLD.", "NEW."), captureFunction(t)), always)
+}
+
+func captureFunction(t *Table) string { return fmt.Sprintf("%s.capture_%d", SchemaName, t.ID) }
+
+// namesKey tells whether a key changes by statements alone that name one of its columns. A trigger BEFORE UPDATE can change it without; once a
+// table gets one, FollowSchema has the key compared for every row, and the table sent whole.
+func (t *Table) namesKey() bool {
+	return t.Kind == KindOrdinary && !t.Keyless() && !t.Rewrites && !slices.ContainsFunc(t.Columns, func(c Column) bool {
+		return c.Generated && slices.Contains(t.Key, c.Name)
+	})
 }
 
 func createTrigger(on Relation, name, rest string, always bool) string {
@@ -258,8 +277,11 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	err = h.change(ctx, func(tx pgx.Tx) error {
 		var done bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1)`, t.ID).Scan(&done)
-		if err != nil || done {
+		if err != nil {
 			return err
+		}
+		if done {
+			return recapture(ctx, tx, t)
 		}
 		c, decoded, err := h.captureBy(ctx, tx, t)
 		if err != nil {
@@ -283,6 +305,23 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		return fmt.Errorf("capture %s: %w", t, err)
 	}
 	return nil
+}
+
+// recapture has the key compared for every row that is updated, of a table that has got a trigger BEFORE UPDATE.
+func recapture(ctx context.Context, tx pgx.Tx, t *Table) error {
+	if !t.Rewrites {
+		return nil
+	}
+	var named bool
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = $1 AND tgname = 'heroku_migrator_key' AND tgattr <> ''::int2vector)`, t.ID).Scan(&named)
+	if err != nil || !named {
+		return err
+	}
+	ops, err := keyEquals(ctx, tx, t)
+	if err != nil {
+		return err
+	}
+	return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", "DROP TRIGGER heroku_migrator_key ON "+t.Ident()+";\n"+keyTrigger(t, ops, true))
 }
 
 // prepareDecoding is the decoder's, once: several tables are captured at a time.
