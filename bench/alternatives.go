@@ -117,7 +117,7 @@ func (b *bench) alternatives(ctx context.Context, r *report) error {
 			var script strings.Builder
 			script.WriteString("CREATE SCHEMA capture; CREATE TABLE capture.queue (relid oid, key jsonb, xid xid8 DEFAULT pg_current_xact_id());\n")
 			for _, t := range loggedTables {
-				fmt.Fprintf(&script, "CREATE TABLE capture.log_%s AS SELECT %s FROM %[1]s WITH NO DATA; ALTER TABLE capture.log_%[1]s ADD xid xid8 DEFAULT pg_current_xact_id();\n%s", t.name, t.keys(""), design(t))
+				fmt.Fprintf(&script, "CREATE TABLE capture.log_%s AS SELECT %s FROM %[1]s WITH NO DATA; ALTER TABLE capture.log_%[1]s ADD xid xid8 DEFAULT pg_current_xact_id();\n%[3]s", t.name, t.keys(""), design(t))
 			}
 			j.cleanUp = func(ctx context.Context, j *job) error {
 				return execute(ctx, j.from.URL, "DROP SCHEMA capture CASCADE")

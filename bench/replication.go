@@ -42,18 +42,30 @@ type following struct {
 
 func (b *bench) followers() []*follower {
 	return []*follower{
-		{name: "ours", capture: b.oursCapture, follow: b.oursFollow},
+		{name: ourselves, capture: b.oursCapture, follow: b.oursFollow("triggers")},
+		{name: decoding, follow: b.oursFollow("decoding")},
 		{name: "Bucardo", missing: bucardoMissing(), capture: b.bucardoCapture, follow: b.bucardoFollow},
 	}
 }
 
 // oursFollow runs the program, which goes on until it is told to end.
-func (b *bench) oursFollow(ctx context.Context, j *job) (*following, error) {
+func (b *bench) oursFollow(capture string) func(context.Context, *job) (*following, error) {
+	return func(ctx context.Context, j *job) (*following, error) {
+		if capture == "decoding" { // which Heroku's roles may not
+			if err := execute(ctx, j.from.AdminURL, fmt.Sprintf("ALTER ROLE %s REPLICATION", pgx.Identifier{j.from.Role}.Sanitize())); err != nil {
+				return nil, err
+			}
+		}
+		return b.oursFollowBy(ctx, j, capture)
+	}
+}
+
+func (b *bench) oursFollowBy(ctx context.Context, j *job, capture string) (*following, error) {
 	j.cleanUp = b.abort
 	var cmd *exec.Cmd
 	f := &following{}
 	f.start = func(ctx context.Context) error {
-		cmd = j.command(ctx, b.migrate, "run", "--until", "switched", "--json", "--pg-dump", filepath.Join(b.tools, "pg_dump"))
+		cmd = j.command(ctx, b.migrate, "run", "--until", "switched", "--capture", capture, "--json", "--pg-dump", filepath.Join(b.tools, "pg_dump"))
 		cmd.Env = append(slices.Clone(j.env), "HEROKU_URL="+j.from.URL, "PLANETSCALE_URL="+j.to.URL)
 		return j.start(cmd)
 	}
@@ -71,7 +83,7 @@ func (b *bench) oursFollow(ctx context.Context, j *job) (*following, error) {
 }
 
 func (b *bench) oursCapture(ctx context.Context, j *job) error {
-	f, err := b.oursFollow(ctx, j)
+	f, err := b.oursFollowBy(ctx, j, "triggers")
 	if err != nil {
 		return err
 	}
@@ -219,7 +231,7 @@ func (b *bench) costsOf(ctx context.Context, all []*follower, costs map[string][
 	for round := range b.cfg.rounds {
 		for i := range all {
 			f := all[(i+round)%len(all)] // nobody is always first
-			if f.missing != "" {
+			if f.missing != "" || f.capture == nil {
 				continue
 			}
 			var c cost
@@ -327,7 +339,7 @@ func (b *bench) drain(ctx context.Context, r *report) error {
 func (b *bench) eachFollower(ctx context.Context, do func(*follower, *job, *following) error) error {
 	for range b.cfg.rounds {
 		for _, f := range b.followers() {
-			if f.missing != "" || (f.name != ourselves && b.cfg.rows > patientRows) {
+			if f.missing != "" || (f.name == "Bucardo" && b.cfg.rows > patientRows) {
 				continue
 			}
 			db, err := b.generate(ctx, replicationSQL)

@@ -17,7 +17,7 @@ const (
 	mostLag    = 300 * time.Millisecond
 )
 
-const ourselves, bare = "ours", "no triggers"
+const ourselves, decoding, bare = "ours", "ours, by decoding", "no triggers"
 
 func (r *report) replication(b *strings.Builder) {
 	writeCosts(b, "on the source", r.costs)
