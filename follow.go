@@ -23,7 +23,7 @@ func schemaIsOther(err error) bool {
 
 // followSchema follows the source's schema by the policy. If that has not changed, the cause stands.
 func (m *Migrator) followSchema(ctx context.Context, s *State, cause error) error {
-	err := m.follow(ctx, s)
+	err := m.follow(ctx, s, false)
 	switch {
 	case errors.Is(err, errSameSchema) && errors.Is(cause, ErrSchemaChanged): // changed, and changed back
 		return nil
@@ -42,7 +42,7 @@ func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
 	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause || s.Schema == "" {
 		return nil // the comparison that follows names what has changed
 	}
-	err := m.follow(ctx, s)
+	err := m.follow(ctx, s, true)
 	if errors.Is(err, errSameSchema) {
 		return nil
 	}
@@ -51,8 +51,8 @@ func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
 
 var errSameSchema = errors.New("the schema is the one that is known")
 
-func (m *Migrator) follow(ctx context.Context, s *State) error {
-	plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target)
+func (m *Migrator) follow(ctx context.Context, s *State, all bool) error {
+	plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target, all)
 	if err != nil {
 		return err
 	}

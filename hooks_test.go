@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -164,7 +165,7 @@ func TestKilledInSwitchesAndReverts(t *testing.T) {
 	calls := filepath.Join(t.TempDir(), "calls")
 	command := map[migrator.Phase]migrator.CommandName{migrator.PhaseReplicating: migrator.CommandSwitch, migrator.PhaseSwitched: migrator.CommandRevert}
 	// attempt does what comes next in a process that dies at a message; 0: not.
-	attempt := func(at int64, after bool) int64 {
+	attempt := func(t *testing.T, at int64, after bool) int64 {
 		w := &tripwire{at: at, after: after, prey: make(chan *os.Process, 1)}
 		cmd := p.child(t, "")
 		cmd.Env = append(cmd.Env, "CHILD_SOURCE="+w.proxy(t, p.source.URL), "CHILD_TARGET="+w.proxy(t, p.target.URL),
@@ -180,7 +181,7 @@ func TestKilledInSwitchesAndReverts(t *testing.T) {
 		return w.sent.Load()
 	}
 	app := writeToEither(p)
-	messages := map[migrator.Phase]int64{migrator.PhaseReplicating: attempt(0, false), migrator.PhaseSwitched: attempt(0, false)}
+	messages := map[migrator.Phase]int64{migrator.PhaseReplicating: attempt(t, 0, false), migrator.PhaseSwitched: attempt(t, 0, false)}
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d, messages %v", seed, messages)
@@ -189,34 +190,38 @@ func TestKilledInSwitchesAndReverts(t *testing.T) {
 		kills = 400
 	}
 	became := map[string]int{}
-	for range kills {
-		m := p.migrator(t)
-		before := phase(t, m)
-		attempt(1+random.Int64N(messages[before]), random.IntN(2) == 0)
-		do(t, m, migrator.CommandResume) // any command: its process takes the lead
-		now := phase(t, m)
-		became[fmt.Sprintf("%s to %s", before, now)]++
-		_, onSource := p.source.Connect(t).Exec(t.Context(), `UPDATE parents SET name = name WHERE id = 1`)
-		_, onTarget := p.target.Connect(t).Exec(t.Context(), `UPDATE parents SET name = name WHERE id = 1`)
-		if now == migrator.PhaseReplicating {
-			require.NoError(t, onSource)
-			require.ErrorContains(t, onTarget, "permission denied")
-		} else {
-			require.Equal(t, migrator.PhaseSwitched, now)
-			require.NoError(t, onTarget)
-			require.ErrorContains(t, onSource, "permission denied")
+	for n := range kills {
+		ok := t.Run(strconv.Itoa(n), func(t *testing.T) { // which closes its connections
+			m := p.migrator(t)
+			before := phase(t, m)
+			attempt(t, 1+random.Int64N(messages[before]), random.IntN(2) == 0)
+			do(t, m, migrator.CommandResume) // any command: its process takes the lead
+			now := phase(t, m)
+			became[fmt.Sprintf("%s to %s", before, now)]++
+			_, onSource := p.source.Connect(t).Exec(t.Context(), `UPDATE parents SET name = name WHERE id = 1`)
+			_, onTarget := p.target.Connect(t).Exec(t.Context(), `UPDATE parents SET name = name WHERE id = 1`)
+			if now == migrator.PhaseReplicating {
+				require.NoError(t, onSource)
+				require.ErrorContains(t, onTarget, "permission denied")
+			} else {
+				require.Equal(t, migrator.PhaseSwitched, now)
+				require.NoError(t, onTarget)
+				require.ErrorContains(t, onSource, "permission denied")
+			}
+		})
+		if !ok {
+			return
 		}
-		p.source.Connect(t).Close(t.Context())
 	}
 	t.Logf("%v", became)
 	if phase(t, p.migrator(t)) == migrator.PhaseReplicating {
-		attempt(0, false)
+		attempt(t, 0, false)
 	}
 	close(app.stop)
 	require.NoError(t, <-app.done)
-	attempt(0, false) // back
+	attempt(t, 0, false) // back
 	app.check(t, p.source.Connect(t))
-	attempt(0, false)
+	attempt(t, 0, false)
 	app.check(t, p.target.Connect(t))
 	p.requireEqual(t)
 	text, err := os.ReadFile(calls)

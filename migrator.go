@@ -44,6 +44,7 @@ type Migrator struct {
 	waiting atomic.Pointer[WaitingStatus] // while this process tries again what failed
 
 	indexWorkers atomic.Int64 // 0: as configured
+	recent       recentCatalog
 }
 
 // New returns a migrator. It does not connect.

@@ -3,6 +3,8 @@ package migrator
 import (
 	"context"
 	"fmt"
+	"sync"
+	"time"
 )
 
 // BlockerCode names a kind of [Blocker], for programs.
@@ -39,12 +41,17 @@ type Blocker struct {
 
 // Blockers looks, now, for everything that is to be known before a switch. It changes nothing, and any process may call it.
 func Blockers(ctx context.Context, src Source, dst Target, cfg CutoverConfig) ([]Blocker, error) {
+	return blockersBy(ctx, src, dst, cfg, src.Catalog)
+}
+
+// blockersBy is Blockers with a catalog that may be some seconds old.
+func blockersBy(ctx context.Context, src Source, dst Target, cfg CutoverConfig, catalog func(context.Context) (*Catalog, error)) ([]Blocker, error) {
 	cfg = cfg.withDefaults()
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list, tables, err := blockers(ctx, src, dst, state)
+	list, tables, err := blockers(ctx, dst, state, catalog)
 	if err != nil || state.Phase != PhaseReplicating {
 		return list, err
 	}
@@ -80,7 +87,7 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 	if err != nil {
 		return nil, nil, err
 	}
-	list, _, err := blockers(ctx, src, dst, state)
+	list, _, err := blockers(ctx, dst, state, src.Catalog)
 	for _, b := range list {
 		if b.Level == blockerLevelHard {
 			hard = append(hard, b.Reason)
@@ -92,7 +99,7 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 }
 
 // blockers lists those that a switch is refused for.
-func blockers(ctx context.Context, src Source, dst Target, state *State) (list []Blocker, tables []TableStatus, err error) {
+func blockers(ctx context.Context, dst Target, state *State, catalog func(context.Context) (*Catalog, error)) (list []Blocker, tables []TableStatus, err error) {
 	hard := func(code BlockerCode, format string, args ...any) {
 		list = append(list, Blocker{Code: code, Level: blockerLevelHard, Reason: fmt.Sprintf(format, args...)})
 	}
@@ -111,7 +118,7 @@ func blockers(ctx context.Context, src Source, dst Target, state *State) (list [
 	if v := state.Verification; v != nil && len(v.Differences) > 0 {
 		hard(BlockerVerification, "The last verification found differences: %s. Verify with force, which has these tables sent whole, and once more.", abbreviate(v.Differences))
 	}
-	cat, err := src.Catalog(ctx)
+	cat, err := catalog(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -138,7 +145,7 @@ func blockers(ctx context.Context, src Source, dst Target, state *State) (list [
 // addReadiness is about a migration in phase replicating.
 func (st *Status) addReadiness(ctx context.Context, m *Migrator) {
 	r := &st.CutoverReadiness
-	list, err := Blockers(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Cutover)
+	list, err := blockersBy(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Cutover, m.recent.catalog(m.cfg.Source))
 	if err != nil {
 		list = append(list, Blocker{Code: BlockerUnreachable, Level: blockerLevelHard, Reason: fmt.Sprintf("The source cannot be read: %v.", err)})
 	}
@@ -160,5 +167,30 @@ func (st *Status) addReadiness(ctx context.Context, m *Migrator) {
 		r.Level, r.CanForce = "warning", true
 	default:
 		r.Level, r.CanForce = "ready", true
+	}
+}
+
+// recentCatalog spares a source with thousands of tables, whose catalog takes long to read, of whoever asks for the status all the time.
+type recentCatalog struct {
+	mu   sync.Mutex
+	cat  *Catalog
+	read time.Time
+	took time.Duration
+}
+
+// catalog returns the catalog, or what it was lately: reading it takes two hundredths of the time at most.
+func (r *recentCatalog) catalog(src Source) func(context.Context) (*Catalog, error) {
+	return func(ctx context.Context) (*Catalog, error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.cat != nil && time.Since(r.read) < 50*r.took {
+			return r.cat, nil
+		}
+		began := time.Now()
+		cat, err := src.Catalog(ctx)
+		if err == nil {
+			r.cat, r.read, r.took = cat, time.Now(), time.Since(began)
+		}
+		return cat, err
 	}
 }

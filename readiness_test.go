@@ -74,8 +74,16 @@ func TestReadiness(t *testing.T) {
 	ready(m, "ready")
 
 	p.sql(t, `CREATE TABLE late (id int PRIMARY KEY)`)
+	require.Eventually(t, func() bool { // a status may know the catalog from a moment ago
+		s, err := m.Status(t.Context())
+		return err == nil && s.CutoverReadiness.Level == "blocked"
+	}, 20*time.Second, 50*time.Millisecond)
 	ready(m, "blocked", migrator.BlockerDrift)
 	p.sql(t, `DROP TABLE late`)
+	require.Eventually(t, func() bool {
+		s, err := m.Status(t.Context())
+		return err == nil && s.CutoverReadiness.Level == "ready"
+	}, 20*time.Second, 50*time.Millisecond)
 	execute(t, p.target.Connect(t), `UPDATE heroku_migrator.objects SET state = 'failed' WHERE id = (SELECT max(id) FROM heroku_migrator.objects WHERE stage = 'indexes')`)
 	ready(m, "warning", migrator.BlockerObjectFailed)
 	_, err = m.Do(t.Context(), migrator.CommandSwitch, false)

@@ -27,12 +27,14 @@ const (
 var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be followed before the next round")
 
 // fingerprintSQL sums up what a change of which may concern rows, or how they arrive: tables, columns, partitions, labels of
-// enums, indexes and constraints, and which tables have triggers that may change keys (see Table.namesKey). It is read with every round,
-// so it reads a few catalogs once and no more.
+// enums, indexes and constraints, and which tables have triggers that may change keys (see Table.namesKey); and what a deploy makes beside them: functions, views,
+// sequences and triggers. It is read with every round, so it reads a few catalogs once and no more. What it leaves out (policies, say)
+// is compared before a switch. A row's xmin tells that a definition is another one.
 const fingerprintSQL = `
 	WITH r AS (
 		SELECT c.oid, n.nspname, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `),
+	own AS MATERIALIZED (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'heroku_migrator') OR nspname LIKE 'pg\_temp\_%')
 	SELECT concat_ws('/',
 		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
 		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
@@ -42,7 +44,13 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel), 0)) FROM pg_enum e),
 		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'rewrites', b.tgrelid), 0)) FROM (SELECT DISTINCT g.tgrelid FROM pg_trigger g JOIN r ON r.oid = g.tgrelid WHERE ` + rewritesRows + `) AS b))`
+		(SELECT sum(hashtextextended(concat_ws(' ', 'rewrites', b.tgrelid), 0)) FROM (SELECT DISTINCT g.tgrelid FROM pg_trigger g JOIN r ON r.oid = g.tgrelid WHERE ` + rewritesRows + `) AS b),
+		(SELECT sum(hashtextextended(concat_ws(' ', 'function', p.oid, p.xmin), 0)) FROM pg_proc p WHERE p.oid >= 16384 AND p.pronamespace NOT IN (SELECT oid FROM own)),
+		(SELECT sum(hashtextextended(concat_ws(' ', 'relation', c.oid, c.relname, c.relnamespace, w.xmin, s.xmin), 0)) FROM pg_class c
+		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
+		 WHERE c.relkind IN ('v', 'm', 'S') AND c.relpersistence <> 't' AND c.oid >= 16384 AND c.relnamespace NOT IN (SELECT oid FROM own)),
+		(SELECT sum(hashtextextended(concat_ws(' ', 'trigger', g.oid, g.tgname, g.tgenabled, g.tgtype, g.tgfoid, g.tgattr, g.tgqual), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
+		 WHERE NOT g.tgisinternal AND g.tgname NOT LIKE 'heroku\_migrator\_%'))`
 
 // Fingerprint implements [Snapshot].
 func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error) {
@@ -60,7 +68,7 @@ func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error
 // A change that cannot be carried over (another key of a table, say) is a [*RefusedError] that names it, and none of the changes is
 // carried over then.
 func FollowSchema(ctx context.Context, src Source, dst Target) ([]string, error) {
-	plan, err := planSchema(ctx, src, dst)
+	plan, err := planSchema(ctx, src, dst, false)
 	if err != nil || plan == nil {
 		return nil, err
 	}
@@ -136,14 +144,15 @@ func (p *schemaPlan) refusef(format string, args ...any) {
 	p.impossible = append(p.impossible, fmt.Sprintf(format, args...))
 }
 
-// planSchema finds out what has changed; nil: nothing.
-func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error) {
+// planSchema finds out what has changed; nil: nothing. With all, what the fingerprint leaves out is compared, too.
+func planSchema(ctx context.Context, src Source, dst Target, all bool) (*schemaPlan, error) {
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
 		return nil, err
 	}
 	cat, err := src.Catalog(ctx)
-	if err != nil || cat.Fingerprint == state.Schema {
+	same := err == nil && cat.Fingerprint == state.Schema
+	if err != nil || (same && !all) {
 		return nil, err
 	}
 	now, err := src.DumpSchema(ctx)
@@ -179,5 +188,8 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	p.Steps = nil
 	last := d.objects(before, now, silent, early)
 	p.Steps = slices.Concat(p.Steps, columns, last)
+	if same && len(p.Steps)+len(p.Labels)+len(p.said)+len(p.impossible) == 0 && slices.EqualFunc(before, p.Objects, func(a, b SchemaObject) bool { return a.ID == b.ID && a.SQL == b.SQL }) {
+		return nil, nil
+	}
 	return p, nil
 }

@@ -155,12 +155,12 @@ func (m *Migrator) verify(ctx context.Context, resend bool) (string, error) {
 		return "", err
 	}
 	if len(v.Differences) == 0 {
-		return fmt.Sprintf("%d rows in %d tables are the same on both sides", v.Rows, v.Tables), nil
+		return fmt.Sprintf("%s in %s are the same on both sides", counted(v.Rows, "row"), counted(int64(v.Tables), "table")), nil
 	}
 	if v.Resent {
-		return fmt.Sprintf("%d of %d tables differed, and are sent whole now: %s. Verify again", len(v.Differences), v.Tables, strings.Join(v.Differences, "; ")), nil
+		return fmt.Sprintf("%d of %s differed, and are sent whole now: %s. Verify again", len(v.Differences), counted(int64(v.Tables), "table"), strings.Join(v.Differences, "; ")), nil
 	}
-	return "", fmt.Errorf("%d of %d tables differ: %s. Verify with force to have them sent whole", len(v.Differences), v.Tables, strings.Join(v.Differences, "; "))
+	return "", fmt.Errorf("%d of %s differ: %s. Verify with force to have them sent whole", len(v.Differences), counted(int64(v.Tables), "table"), strings.Join(v.Differences, "; "))
 }
 
 // closeSnapshot ends a snapshot whatever became of the context. A connection that is broken is thrown away
@@ -204,3 +204,10 @@ func digested(c Column) string {
 }
 
 const longValue = 16 << 20
+
+func counted(n int64, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}

@@ -153,7 +153,14 @@ func reportPolicy() string {
 // HTML is the report as one page that needs nothing else: to be kept, or printed.
 func (r *Report) HTML() ([]byte, error) {
 	t, err := template.New("report").Funcs(template.FuncMap{
-		"bytes": bytesText, "deref": dereference, "ms": func(v float64) string { return fmt.Sprintf("%.0f ms", v) },
+		"bytes": bytesText, "deref": dereference, "count": countText, "moment": momentText,
+		"ms": func(v float64) string { return countText(int64(v)) + " ms" }, // as everywhere, not rounded up
+		"plural": func(n any, noun string) string {
+			if text := countText(n); text != "1" {
+				return text + " " + noun + "s"
+			}
+			return "1 " + noun
+		},
 		"duration": func(s *float64) string {
 			if s == nil {
 				return "–"
@@ -177,6 +184,22 @@ func dereference(s *string) string {
 		return "–"
 	}
 	return *s
+}
+
+// countText is a whole number of any type, with separators.
+func countText(n any) string {
+	digits := fmt.Sprint(n)
+	for i := len(digits) - 3; i > 0 && digits[i-1] != '-'; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}
+
+func momentText(s *string) string {
+	if t, ok := parseTime(s); ok {
+		return t.UTC().Format("2006-01-02 15:04:05 UTC")
+	}
+	return dereference(s)
 }
 
 func bytesText(n int64) string {

@@ -99,10 +99,10 @@ func TestDialogs(t *testing.T) {
 	p.click(command("verify"))
 	p.untilTitle("In sync, and verified")
 
-	// Something is missing on the target: the switch has to be forced.
+	// Something is missing on the target: the switch has to be forced. (A policy is not looked for before a switch.)
 	_, err = admin.Exec(t.Context(), `DROP FUNCTION helper()`)
 	require.NoError(t, err)
-	execute(t, pair.source, `CREATE VIEW helped AS SELECT helper()`)
+	execute(t, pair.source, `CREATE POLICY helped ON notes USING (helper() IS NOT NULL)`)
 	p.click(command("switch"))
 	p.dialog()
 	p.click("#dialog-word")
@@ -126,7 +126,7 @@ func TestDialogs(t *testing.T) {
 	p.confirm("revert", "lose rows")
 	p.within(work, `document.getElementById('outside').dataset.at === 'reverted'`)
 	require.Zero(t, count(t, pair.source, `SELECT count(*) FROM notes WHERE id = 1000`))
-	execute(t, pair.source, `DROP VIEW helped`)
+	execute(t, pair.source, `DROP POLICY helped ON notes`)
 	p.untilCommand("switch")
 	p.confirm("switch", "switch")
 	p.untilTitle("Switched")

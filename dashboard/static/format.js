@@ -39,7 +39,7 @@ export function percent(n) {
 export function duration(seconds) {
   if (!isNumber(seconds)) return none;
   if (seconds < 0) seconds = 0;
-  if (seconds < 0.95) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 0.95) return `${Math.floor(seconds * 1000 + 1e-6)} ms`; // as the server says it
   if (seconds < 10) return `${one.format(seconds)} s`;
   if (seconds < 100) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
