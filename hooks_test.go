@@ -166,6 +166,7 @@ func TestKilledInSwitchesAndReverts(t *testing.T) {
 	command := map[migrator.Phase]migrator.CommandName{migrator.PhaseReplicating: migrator.CommandSwitch, migrator.PhaseSwitched: migrator.CommandRevert}
 	// attempt does what comes next in a process that dies at a message; 0: not.
 	attempt := func(t *testing.T, at int64, after bool) int64 {
+		t.Helper()
 		w := &tripwire{at: at, after: after, prey: make(chan *os.Process, 1)}
 		cmd := p.child(t, "")
 		cmd.Env = append(cmd.Env, "CHILD_SOURCE="+w.proxy(t, p.source.URL), "CHILD_TARGET="+w.proxy(t, p.target.URL),

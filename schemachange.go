@@ -28,7 +28,7 @@ var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be
 
 // fingerprintSQL sums up what a change of which may concern rows, or how they arrive: tables, columns, partitions, labels of
 // enums, indexes and constraints, and which tables have triggers that may change keys (see Table.namesKey); and what a deploy makes beside them: functions, views,
-// sequences and triggers. It is read with every round, so it reads a few catalogs once and no more. What it leaves out (policies, say)
+// sequences, domains, policies and triggers. It is read with every round, so it reads a few catalogs once and no more. What it leaves out (operators, say)
 // is compared before a switch. A row's xmin tells that a definition is another one.
 const fingerprintSQL = `
 	WITH r AS (
@@ -49,6 +49,8 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', 'relation', c.oid, c.relname, c.relnamespace, w.xmin, s.xmin), 0)) FROM pg_class c
 		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
 		 WHERE c.relkind IN ('v', 'm', 'S') AND c.relpersistence <> 't' AND c.oid >= 16384 AND c.relnamespace NOT IN (SELECT oid FROM own)),
+		(SELECT sum(hashtextextended(concat_ws(' ', 'domain', t.oid, t.xmin), 0)) FROM pg_type t WHERE t.typtype = 'd' AND t.oid >= 16384 AND t.typnamespace NOT IN (SELECT oid FROM own)),
+		(SELECT sum(hashtextextended(concat_ws(' ', 'policy', o.oid, o.xmin), 0)) FROM pg_policy o),
 		(SELECT sum(hashtextextended(concat_ws(' ', 'trigger', g.oid, g.tgname, g.tgenabled, g.tgtype, g.tgfoid, g.tgattr, g.tgqual), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
 		 WHERE NOT g.tgisinternal AND g.tgname NOT LIKE 'heroku\_migrator\_%'))`
 

@@ -36,6 +36,8 @@ func requireSameSchema(t *testing.T, p *pair) {
 			UNION ALL SELECT format('index %s', regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \S+', 'INDEX')) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'public'::regnamespace
 			UNION ALL SELECT format('constraint %s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
 			UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+			UNION ALL SELECT format('policy %s %s', polname, polrelid::regclass) FROM pg_policy
+			UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid <> 0 AND connamespace = 'public'::regnamespace
 			UNION ALL SELECT format('sequence %s %s', seqrelid::regclass, seqincrement) FROM pg_sequence JOIN pg_class c ON c.oid = seqrelid WHERE relnamespace = 'public'::regnamespace
 			UNION ALL SELECT format('partition %s %s', inhrelid::regclass, inhparent::regclass) FROM pg_inherits
 			UNION ALL SELECT format('label %s %s', enumtypid::regtype, string_agg(enumlabel, ',' ORDER BY enumsortorder)) FROM pg_enum GROUP BY enumtypid
@@ -86,7 +88,8 @@ func TestSchemaChangesAreFollowed(t *testing.T) {
 			`ALTER TABLE articles ENABLE TRIGGER rekey`, `UPDATE articles SET body = 'rekey' WHERE number = 52`}},
 		{"trigger is gone", []string{`DROP TRIGGER rekey ON articles`, `UPDATE articles SET number = 53000 WHERE number = 53`}},
 		{"table without a key", []string{`ALTER TABLE bag ADD COLUMN c int DEFAULT 3`, `INSERT INTO bag VALUES (1, 'b', 4)`, `DELETE FROM bag WHERE a = 2`}},
-		{"functions, views and sequences", []string{`CREATE FUNCTION twice(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 * 2'`, `CREATE VIEW doubled AS SELECT id, twice(age) AS t FROM users`, `CREATE SEQUENCE numbers`}},
+		{"functions, views and sequences", []string{`CREATE FUNCTION twice(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 * 2'`, `CREATE VIEW doubled AS SELECT id, twice(age) AS t FROM users`, `CREATE SEQUENCE numbers`,
+			`CREATE POLICY everyone ON users USING (true)`, `CREATE DOMAIN percentage AS int CHECK (VALUE BETWEEN 0 AND 100)`}},
 		{"and changed", []string{`CREATE OR REPLACE FUNCTION twice(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT 2 * $1'`}},
 		{"and changed again", []string{`CREATE OR REPLACE VIEW doubled AS SELECT id, twice(age) + 0 AS t, name FROM (SELECT id, age, full_name AS name FROM users) AS u`, `ALTER SEQUENCE numbers INCREMENT 5`}},
 		{"drop table", []string{`DROP TABLE likes`}},
@@ -100,11 +103,11 @@ func TestSchemaChangesAreFollowed(t *testing.T) {
 		requireSameSchema(t, p)
 		t.Log(step.name)
 	}
-	p.sql(t, `CREATE POLICY everyone ON users USING (true)`) // rounds do not look for these, the switch does
+	p.sql(t, `CREATE OPERATOR ### (FUNCTION = int4pl, LEFTARG = int, RIGHTARG = int)`) // rounds do not look for these, the switch does
 	m := p.migrator(t)
 	do(t, m, migrator.CommandSwitch)
 	p.requireEqual(t)
-	require.EqualValues(t, 1, countOn(t, p.target, `SELECT count(*) FROM pg_policy`))
+	require.EqualValues(t, 1, countOn(t, p.target, `SELECT count(*) FROM pg_operator WHERE oprname = '###'`))
 	do(t, m, migrator.CommandRevert)
 	p.sql(t, `UPDATE users SET zz = 5`)
 	do(t, m, migrator.CommandSwitch)

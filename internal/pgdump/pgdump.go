@@ -121,6 +121,9 @@ func Schema(ctx context.Context, tools Tools, env []string, leaveOut string) ([]
 
 var header = regexp.MustCompile(`(?m)^--\n-- Name: (.*); Type: ([A-Z ]+); Schema: (.*); Owner: .*\n--\n`)
 
+// setting is what pg_restore writes behind an object for the sake of the next one, which depends on what else there is.
+var setting = regexp.MustCompile(`(\s+SET default_(table_access_method|tablespace) = [^\n]*;)+$`)
+
 // split takes a script apart at the headers that pg_restore writes before each object.
 func split(section Section, script string) []Entry {
 	var entries []Entry
@@ -136,7 +139,7 @@ func split(section Section, script string) []Entry {
 		}
 		// psql's \unrestrict may stand at the end of the script, after the last object.
 		body, _, _ := strings.Cut(script[h[1]:end], "\n--\n-- PostgreSQL database dump complete\n--")
-		e.SQL = strings.TrimSpace(body)
+		e.SQL = setting.ReplaceAllString(strings.TrimSpace(body), "")
 		entries = append(entries, e)
 	}
 	return entries
