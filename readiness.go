@@ -137,7 +137,7 @@ func blockers(ctx context.Context, dst Target, state *State, catalog func(contex
 	}
 	if len(failed) > 0 {
 		list = append(list, Blocker{Code: BlockerObjectFailed, Level: blockerLevelSoft, Reason: fmt.Sprintf(
-			"These could not be created on the target: %s. Remove the cause and run again, or go on without them.", abbreviate(failed))})
+			"These could not be created on the target: %s. Remove the cause and try again, or go on without them.", abbreviate(failed))})
 	}
 	return list, tables, nil
 }

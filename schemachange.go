@@ -146,7 +146,7 @@ func (p *schemaPlan) refusef(format string, args ...any) {
 	p.impossible = append(p.impossible, fmt.Sprintf(format, args...))
 }
 
-// planSchema finds out what has changed; nil: nothing. With all, what the fingerprint leaves out is compared, too.
+// planSchema finds out what has changed; nil: nothing. With all, what the fingerprint leaves out is compared, too, and what failed is tried again.
 func planSchema(ctx context.Context, src Source, dst Target, all bool) (*schemaPlan, error) {
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
@@ -183,7 +183,7 @@ func planSchema(ctx context.Context, src Source, dst Target, all bool) (*schemaP
 	p := &schemaPlan{}
 	p.Fingerprint = cat.Fingerprint
 	early := state.Phase != PhaseReplicating && state.Resume != PhaseReplicating
-	d := &schemaDiff{schemaPlan: p, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}}
+	d := &schemaDiff{schemaPlan: p, retry: all, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}}
 	d.tables(cat, tables)
 	// In order: away with what depends on columns; what columns need; columns; the rest.
 	columns := p.Steps

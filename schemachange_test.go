@@ -242,3 +242,30 @@ func TestNamesMove(t *testing.T) {
 	do(t, m, migrator.CommandSwitch)
 	p.requireEqual(t)
 }
+
+// What cannot be carried over is known before the switch, is tried again by it, and can be forced.
+func TestWhatCannotBeCarriedOver(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, `CREATE TABLE notes (id int PRIMARY KEY)`, `CREATE FUNCTION first() RETURNS int LANGUAGE sql AS 'SELECT 1'`, `CREATE FUNCTION helper() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
+	untilInSync(t, p)
+	execute(t, p.target.ConnectAdmin(t), `DROP FUNCTION helper()`, `CREATE OR REPLACE FUNCTION first() RETURNS int LANGUAGE sql AS 'SELECT 2'`)
+	p.sql(t, `CREATE VIEW helped AS SELECT helper()`, `CREATE VIEW whole AS SELECT id FROM notes`)
+	untilInSync(t, p)
+	m := p.migrator(t)
+	s, err := m.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "warning", s.CutoverReadiness.Level)
+	require.Contains(t, s.CutoverReadiness.SoftBlockers[0], "view public.helped.")
+	_, err = m.Do(t.Context(), migrator.CommandSwitch, false)
+	refused := new(migrator.RefusedError)
+	require.ErrorAs(t, err, &refused)
+	require.True(t, refused.CanForce)
+	require.Len(t, refused.Reasons, 1)
+	execute(t, p.target.Connect(t), `CREATE FUNCTION helper() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
+	do(t, m, migrator.CommandSwitch)
+	require.EqualValues(t, 1, countOn(t, p.target, `SELECT helper FROM helped`))
+	require.EqualValues(t, 2, countOn(t, p.target, `SELECT first()`), "what was changed on the target alone stays")
+	do(t, m, migrator.CommandComplete)
+	p.requireNoTrace(t)
+}

@@ -12,6 +12,7 @@ import (
 type schemaDiff struct {
 	*schemaPlan
 
+	retry     bool              // what failed
 	columns   map[string]string // renamed: table and old name, to the new one
 	names     map[string]string // renamed: old name of a relation, quoted, to the new one
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name

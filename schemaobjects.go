@@ -34,7 +34,8 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		old, ok := known[o.String()]
 		delete(known, o.String())
 		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
-		if ok && (same || o.Type == "TABLE" || o.Type == typeViewData) {
+		again := same && d.retry && old.State == ObjectFailed
+		if ok && !again && (same || o.Type == "TABLE" || o.Type == typeViewData) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -75,7 +76,11 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			if o.Type == "FK CONSTRAINT" {
 				anew[o.Schema+"\x00"+o.Name] = true
 			}
-			d.sayf("%s was changed", o)
+			if again {
+				d.sayf("%s is tried again", o)
+			} else {
+				d.sayf("%s was changed", o)
+			}
 		default:
 			d.sayf("%s is new", o)
 		}
