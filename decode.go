@@ -288,6 +288,7 @@ func (d *decoder) remove(ctx context.Context, change beginner) error {
 
 // decodable tells whether the changes of a table can be decoded: each relation that holds its rows has a replica identity that
 // tells its key. Where one has none, to publish it would make the application's updates fail. Generated columns are not sent.
+// Partitions made later get theirs from the root's primary key, and from nothing else.
 func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 	if t.Keyless() {
 		return false, nil
@@ -298,6 +299,8 @@ func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 			 JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att WHERE x.indexrelid = pg_get_replica_identity_index(c.oid))
 			= (SELECT array_agg(k ORDER BY k) FROM unnest($2::text[]) AS k), false))
 			AND NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY ($2::text[]) AND a.attgenerated <> '')), false)
+			AND NOT EXISTS (SELECT 1 FROM pg_class r WHERE r.oid = to_regclass($1) AND r.relkind = 'p'
+				AND NOT EXISTS (SELECT 1 FROM pg_index x WHERE x.indrelid = r.oid AND x.indisprimary))
 		FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind = 'r'
 		   OR c.oid IN (SELECT p.relid FROM pg_partition_tree(to_regclass($1)) AS p WHERE p.isleaf)`, t.Ident(), t.Key).Scan(&can)
 	return can, err

@@ -190,6 +190,19 @@ func TestReplicaIdentityIsChanged(t *testing.T) {
 	p.requireEqual(t)
 }
 
+// Partitions whose identities are their own, of a root that gives later ones none: published, those would refuse the application's updates.
+func TestIdentitiesThatPartitionsDoNotInherit(t *testing.T) {
+	t.Parallel()
+	p, _ := decodingPair(t)
+	p.sql(t, `CREATE TABLE part (id int NOT NULL, v text) PARTITION BY RANGE (id)`, `CREATE UNIQUE INDEX part_id ON part (id)`,
+		`CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100)`, `ALTER TABLE part_1 REPLICA IDENTITY USING INDEX part_1_id_idx`, `INSERT INTO part SELECT i, 'v' FROM generate_series(0, 99) i`)
+	m := p.migrator(t)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.sql(t, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200)`, `INSERT INTO part SELECT i, 'v' FROM generate_series(100, 199) i`, `UPDATE part SET v = 'changed' WHERE id > 50`, `DELETE FROM part WHERE id = 150`)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+}
+
 // The key's column is renamed, and another one takes its name.
 func TestKeyColumnIsRenamedAndItsNameTaken(t *testing.T) {
 	t.Parallel()

@@ -48,6 +48,8 @@ type Status struct {
 	Builds []BuildStatus `json:"builds,omitempty"`
 	// Throttle is set while the copy gives way to the application.
 	Throttle *ThrottleStatus `json:"throttle,omitempty"`
+	// SourceLoad is how busy the source is now, with other work than ours. It is left out if the source does not answer at once.
+	SourceLoad *LoadStatus `json:"source_load,omitempty"`
 	// Objects counts the schema's objects by the stage in which they are created.
 	Objects map[Stage]ObjectCounts `json:"objects,omitempty"`
 	// Failed are objects that could not be created on the target; another run tries them again.
@@ -203,6 +205,10 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	if s.Phase == PhaseCopying && s.Run == StateRunning {
 		st.Throttle = p.throttle
 	}
+	switch s.Phase { //nolint:exhaustive // in all others it is left alone
+	case PhaseCopying, PhaseRebuildingIndexes, PhaseReplicating:
+		st.addLoad(ctx, m.cfg.Source)
+	}
 	st.addProgress(s, tables, p)
 	if s.Phase != PhaseStarting {
 		st.addLog(s, tables)
@@ -217,6 +223,21 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 		st.addReadiness(ctx, m)
 	}
 	return st, nil
+}
+
+// LoadStatus is [Load], for programs.
+type LoadStatus struct {
+	ActiveSessions     int     `json:"active_sessions"`
+	LatencySeconds     float64 `json:"latency_seconds"`
+	FollowerLagSeconds float64 `json:"follower_lag_seconds"`
+}
+
+func (st *Status) addLoad(ctx context.Context, src Source) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if l, err := src.Load(ctx); err == nil {
+		st.SourceLoad = &LoadStatus{l.ActiveSessions, l.Latency.Seconds(), l.ReplicaLag.Seconds()}
+	}
 }
 
 func (st *Status) addObjects(objects []SchemaObject) {

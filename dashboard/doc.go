@@ -36,6 +36,8 @@
 //	heroku_migrator_rows_applied_total          rows that rounds applied
 //	heroku_migrator_rows_waiting                rows that were found on the source and are being applied
 //	heroku_migrator_rows_per_second{direction}  in: changed on the source; out: applied by the target
+//	heroku_migrator_source_active_sessions      sessions of others that are at work on the source
+//	heroku_migrator_source_latency_seconds      how long a small query on the source took, the network counted
 //	heroku_migrator_change_log_bytes            size of the change log on the source
 //	heroku_migrator_way_back_lag_seconds        the same as lag, for what is written on the target after the switch
 //	heroku_migrator_way_back_rows_total         rows that came back

@@ -62,6 +62,8 @@ var (
 	descApplied     = desc("rows_applied_total", "Rows that rounds applied.")
 	descRowsWaiting = desc("rows_waiting", "Rows that were found on the source and are being applied.")
 	descRowRate     = desc("rows_per_second", "Rows changed on the source, and applied by the target.", "direction")
+	descSessions    = desc("source_active_sessions", "Sessions of others than us that are at work on the source.")
+	descLatency     = desc("source_latency_seconds", "How long a small query on the source took, the network counted.")
 	descLog         = desc("change_log_bytes", "Size of the change log on the source.")
 	descBackLag     = desc("way_back_lag_seconds", "Age of the oldest change on the target that is not on the source, after the switch.")
 	descBackRows    = desc("way_back_rows_total", "Rows that came back to the source after the switch.")
@@ -130,6 +132,10 @@ func (f *figures) Collect(ch chan<- prometheus.Metric) {
 	gauge(descRowsWaiting, float64(p.ReplicationDelay.RowsWaiting))
 	gauge(descRowRate, p.ReplicationDelay.RowsPerSecondIn, "in")
 	gauge(descRowRate, p.ReplicationDelay.RowsPerSecondOut, "out")
+	if st.SourceLoad != nil {
+		gauge(descSessions, float64(st.SourceLoad.ActiveSessions))
+		gauge(descLatency, st.SourceLoad.LatencySeconds)
+	}
 	if st.Log != nil {
 		gauge(descLog, float64(st.Log.Bytes))
 	}

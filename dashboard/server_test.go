@@ -169,6 +169,7 @@ func TestOpenAPIDescribesTheStatus(t *testing.T) {
 		st.Hooks, st.Tables = []migrator.HookStatus{{}}, []migrator.TableSummary{{Schema: "public", ETASeconds: &lag}}
 		st.Workers, st.Builds, st.Throttle = []migrator.WorkerStatus{{}}, []migrator.BuildStatus{{}}, &migrator.ThrottleStatus{}
 		st.Objects = map[migrator.Stage]migrator.ObjectCounts{"tables": {}}
+		st.SourceLoad = &migrator.LoadStatus{}
 		st.Failed, st.Skipped = []migrator.FailedObject{{}}, []string{"x"}
 	})
 	s := newSite(t, f)

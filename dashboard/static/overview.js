@@ -8,13 +8,14 @@ import { phaseOf } from './guide.js';
 const charts = {
   speed: new Chart({ title: 'Copy throughput', format: byteRate, series: [{ label: 'Speed', area: true }, { label: 'Average' }], least: 1e6 }),
   load: new Chart({ title: 'Speed that Heroku’s load allows', format: percent, series: [{ label: 'Of full speed', area: true }], least: 100 }),
+  sessions: new Chart({ title: 'Sessions at work on Heroku', format: count, series: [{ label: 'Of the application', area: true }], least: 5 }),
   lag: new Chart({ title: 'PlanetScale is behind by', format: duration, series: [{ label: 'Replication lag', area: true }], least: 1 }),
   rows: new Chart({ title: 'Rows written and applied', format: rowRate, series: [{ label: 'Written' }, { label: 'Applied' }], least: 10 }),
   back: new Chart({ title: 'Heroku is behind by', format: duration, series: [{ label: 'Way back lag', area: true }], least: 1 }),
   log: new Chart({ title: 'Change log on Heroku', format: bytes, series: [{ label: 'Size', area: true }], least: 1e6 }),
 };
 const shownIn = {
-  copying: ['speed', 'load', 'log'], rebuilding_indexes: ['speed', 'log'], replicating: ['lag', 'rows', 'log'], switched: ['back'],
+  copying: ['speed', 'load', 'sessions', 'log'], rebuilding_indexes: ['speed', 'sessions', 'log'], replicating: ['lag', 'rows', 'sessions', 'log'], switched: ['back'],
 };
 
 export function startOverview() {
@@ -36,6 +37,7 @@ export function record(status) {
     charts.lag.push(at, [p.replication_delay.seconds]);
     charts.rows.push(at, [p.replication_delay.rows_per_second_in, p.replication_delay.rows_per_second_out]);
   }
+  if (status.source_load) charts.sessions.push(at, [status.source_load.active_sessions]);
   if (status.phase === 'switched') charts.back.push(at, [status.way_back?.lag_seconds]);
   if (status.change_log && status.phase !== 'switched') charts.log.push(at, [status.change_log.bytes]);
 }
