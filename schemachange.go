@@ -190,8 +190,19 @@ func planSchema(ctx context.Context, src Source, dst Target, all bool) (*schemaP
 	p.Steps = nil
 	last := d.objects(before, now, silent, early)
 	p.Steps = slices.Concat(p.Steps, columns, last)
-	if same && len(p.Steps)+len(p.Labels)+len(p.said)+len(p.impossible) == 0 && slices.EqualFunc(before, p.Objects, func(a, b SchemaObject) bool { return a.ID == b.ID && a.SQL == b.SQL }) {
+	if same && len(p.Steps)+len(p.Labels)+len(p.said)+len(p.impossible) == 0 && sameObjects(before, p.Objects) {
 		return nil, nil
 	}
 	return p, nil
+}
+
+func sameObjects(a, b []SchemaObject) bool {
+	known := map[int]string{}
+	for _, o := range a {
+		known[o.ID] = o.SQL
+	}
+	return len(a) == len(b) && !slices.ContainsFunc(b, func(o SchemaObject) bool {
+		sql, ok := known[o.ID]
+		return !ok || sql != o.SQL
+	})
 }

@@ -35,9 +35,9 @@ func requireSameSchema(t *testing.T, p *pair) {
 			WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 AND NOT attisdropped
 			UNION ALL SELECT format('index %s', regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \S+', 'INDEX')) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'public'::regnamespace
 			UNION ALL SELECT format('constraint %s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
-			UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+			UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prokind = 'f'
 			UNION ALL SELECT format('policy %s %s', polname, polrelid::regclass) FROM pg_policy
-			UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid <> 0 AND connamespace = 'public'::regnamespace
+			UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid <> 0 AND contype <> 'n' AND connamespace = 'public'::regnamespace
 			UNION ALL SELECT format('sequence %s %s', seqrelid::regclass, seqincrement) FROM pg_sequence JOIN pg_class c ON c.oid = seqrelid WHERE relnamespace = 'public'::regnamespace
 			UNION ALL SELECT format('partition %s %s', inhrelid::regclass, inhparent::regclass) FROM pg_inherits
 			UNION ALL SELECT format('label %s %s', enumtypid::regtype, string_agg(enumlabel, ',' ORDER BY enumsortorder)) FROM pg_enum GROUP BY enumtypid
@@ -263,7 +263,19 @@ func TestWhatCannotBeCarriedOver(t *testing.T) {
 	require.True(t, refused.CanForce)
 	require.Len(t, refused.Reasons, 1)
 	execute(t, p.target.Connect(t), `CREATE FUNCTION helper() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
+	var followed []string
+	events, unsubscribe := m.Subscribe(1000)
 	do(t, m, migrator.CommandSwitch)
+	do(t, m, migrator.CommandRevert)
+	do(t, m, migrator.CommandSwitch)
+	unsubscribe()
+	for e := range events {
+		if e.Kind == migrator.EventSchema {
+			followed = append(followed, e.Message)
+		}
+	}
+	require.Len(t, followed, 1, "what has not changed is not told: %s", followed)
+	require.Contains(t, followed[0], "view public.helped is tried again")
 	require.EqualValues(t, 1, countOn(t, p.target, `SELECT helper FROM helped`))
 	require.EqualValues(t, 2, countOn(t, p.target, `SELECT first()`), "what was changed on the target alone stays")
 	do(t, m, migrator.CommandComplete)

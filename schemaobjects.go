@@ -35,7 +35,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		delete(known, o.String())
 		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
 		again := same && d.retry && old.State == ObjectFailed
-		if ok && !again && (same || o.Type == "TABLE" || o.Type == typeViewData) {
+		if ok && !again && (same || untold(o)) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -76,11 +76,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			if o.Type == "FK CONSTRAINT" {
 				anew[o.Schema+"\x00"+o.Name] = true
 			}
-			if again {
-				d.sayf("%s is tried again", o)
-			} else {
-				d.sayf("%s was changed", o)
-			}
+			d.sayf("%s %s", o, map[bool]string{false: "was changed", true: "is tried again"}[again])
 		default:
 			d.sayf("%s is new", o)
 		}
@@ -104,6 +100,9 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 	}
 	return slices.Concat(last[:constraints], attach, last[constraints:])
 }
+
+// untold tells whether an object's definition says nothing new: a table's columns are compared elsewhere.
+func untold(o SchemaObject) bool { return o.Type == "TABLE" || o.Type == typeViewData }
 
 // drop takes away what is not there any more.
 func (d *schemaDiff) drop(gone map[string]SchemaObject) {

@@ -461,7 +461,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		st.ProgressSignals.TablePhase = map[migrator.TableState]int{migrator.TableLive: 3}
 		st.Report, st.RevertReport = &migrator.SwitchReport{WithoutWrites: time.Second}, &migrator.SwitchReport{}
 		st.Log, st.WayBack, st.Verification = &migrator.LogStatus{}, &migrator.WayBackStatus{LagSeconds: &lag}, &migrator.Verification{At: time.Now()}
-		st.Objects = map[migrator.Stage]migrator.ObjectCounts{"tables": {Done: 1, Total: 1}}
+		st.Objects, st.SourceLoad = map[migrator.Stage]migrator.ObjectCounts{"tables": {Done: 1, Total: 1}}, &migrator.LoadStatus{}
 	})
 	to := &receiver{}
 	s := newSite(t, f, func(cfg *Config, _ *timing) { cfg.Notifier = to })
