@@ -40,9 +40,8 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			d.Objects = append(d.Objects, o)
 			continue
 		}
-		if ok {
-			o.ID = old.ID
-		} else {
+		o.ID = old.ID
+		if !ok {
 			next++
 			o.ID = next
 		}
@@ -93,7 +92,11 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 	}
 	d.drop(known)
 	d.Steps = append(d.Steps, first...)
-	// A partition joins its root when it has its own indexes.
+	return attached(last, attach)
+}
+
+// attached puts the steps by which partitions join their roots where they have their own indexes, before foreign keys.
+func attached(last, attach []SchemaStep) []SchemaStep {
 	constraints := slices.IndexFunc(last, func(s SchemaStep) bool { return s.Object != nil && s.Object.Type == "FK CONSTRAINT" })
 	if constraints < 0 {
 		constraints = len(last)
