@@ -23,9 +23,6 @@ const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, j
 	cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval, timetz, bit, varbit, numeric, uuid,
 	point, lseg, path, box, polygon, line, circle, int4range, int8range, numrange, tsrange, tstzrange, daterange}'::regtype[]::oid[]`
 
-// rewritesRows is the condition, on pg_trigger g, for triggers BEFORE UPDATE FOR EACH ROW, whether enabled or not.
-const rewritesRows = `g.tgtype & 19 = 19 AND NOT g.tgisinternal`
-
 // One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
 // nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
 const catalogSQL = `
@@ -39,7 +36,6 @@ SELECT json_build_object(
 		WHEN EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'inherited'
 		ELSE 'ordinary' END,
 	'silenced', c.oid IN (SELECT root FROM silenced),
-	'rewrites', EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND ` + rewritesRows + `),
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 			'num', a.attnum, 'identity', a.attidentity, 'missing', (a.attmissingval::text::text[])[1],

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -14,6 +15,9 @@ import (
 // schemaIsOther tells whether an error may come from a schema that has changed: a round says so; a chunk fails at a table or
 // column that is not there any more.
 func schemaIsOther(err error) bool {
+	if wentBack(err) {
+		return false
+	}
 	switch sqlState(err) {
 	case "42703", "42P01", "42704", "22P02", "23514", "3F000":
 		return true
@@ -23,7 +27,7 @@ func schemaIsOther(err error) bool {
 
 // followSchema follows the source's schema by the policy. If that has not changed, the cause stands.
 func (m *Migrator) followSchema(ctx context.Context, s *State, cause error) error {
-	err := m.follow(ctx, s, false)
+	err := m.follow(ctx, s)
 	switch {
 	case errors.Is(err, errSameSchema) && errors.Is(cause, ErrSchemaChanged): // changed, and changed back
 		return nil
@@ -42,7 +46,7 @@ func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
 	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause || s.Schema == "" {
 		return nil // the comparison that follows names what has changed
 	}
-	err := m.follow(ctx, s, true)
+	err := m.follow(ctx, s)
 	if errors.Is(err, errSameSchema) {
 		return nil
 	}
@@ -51,8 +55,8 @@ func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
 
 var errSameSchema = errors.New("the schema is the one that is known")
 
-func (m *Migrator) follow(ctx context.Context, s *State, all bool) error {
-	plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target, all)
+func (m *Migrator) follow(ctx context.Context, s *State) error {
+	plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target)
 	if err != nil {
 		return err
 	}
@@ -103,8 +107,18 @@ func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) er
 				return err
 			}
 		}
+		var again []SchemaStep // what needed something that came later: a function over a new table
 		for i := range change.Steps {
 			if err := change.take(ctx, tx, change.Steps[i]); err != nil {
+				return err
+			}
+			if change.failed(change.Steps[i]) {
+				again = append(again, change.Steps[i])
+			}
+		}
+		for _, step := range again {
+			change.put(*step.Object)
+			if err := change.take(ctx, tx, step); err != nil {
 				return err
 			}
 		}
@@ -130,8 +144,10 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 		return fmt.Errorf("%s: %w", step.SQL, err)
 	}
 	switch sqlState(err) {
-	case "42P07", "42710", "42P16": // it is there: it came with what it belongs to
-		return nil
+	case "42P07", "42710", "42P16", "42723": // it is there: it came with what it belongs to, or somebody has made it
+		if !step.Replaces {
+			return nil
+		}
 	case "55000":
 		if step.Object.Type == "SEQUENCE" && strings.Contains(step.SQL, "ADD GENERATED") { // of an identity column, with which it came
 			return nil
@@ -139,6 +155,9 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	}
 	o := *step.Object
 	o.State, o.Error = ObjectFailed, err.Error()
+	if step.Replaces {
+		o.Error = "it has another definition on the source now, and was not given that here: " + o.Error
+	}
 	switch o.Type {
 	case "INDEX", "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT", typeValidation, typeNotNull, typeCheck:
 		o.State, o.Stage = ObjectPending, StageSwitch
@@ -149,6 +168,11 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 			o.Undo = ""
 		}
 	}
+	c.put(o)
+	return nil
+}
+
+func (c *SchemaChange) put(o SchemaObject) {
 	if o.ID == 0 {
 		for _, other := range c.Objects {
 			o.ID = max(o.ID, other.ID+1)
@@ -157,11 +181,15 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	for i := range c.Objects {
 		if c.Objects[i].ID == o.ID {
 			c.Objects[i] = o
-			return nil
+			return
 		}
 	}
 	c.Objects = append(c.Objects, o)
-	return nil
+}
+
+// failed tells whether a step's object could not be made.
+func (c *SchemaChange) failed(step SchemaStep) bool {
+	return step.Object != nil && slices.ContainsFunc(c.Objects, func(o SchemaObject) bool { return o.ID == step.Object.ID && o.State == ObjectFailed })
 }
 
 // record writes down what there is now. Tables that are new join with the next round: their logs say all about them.

@@ -138,10 +138,25 @@ func imageOf(t *Table, prefix string) string {
 // applyKeyless brings a table without a key to the snapshot's state.
 func applyKeyless(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
 	n, err := applyImages(ctx, tx, snap, c)
+	if sqlState(err) == "22P02" { // the text of a row that had other columns
+		err = &ImagesError{Table: c.Table, Reason: err.Error()}
+	}
 	if err != nil {
 		return n, fmt.Errorf("apply changes of %s: %w", c.Table, err)
 	}
 	return n, nil
+}
+
+// ImagesError says that the images of a table without a key are not those of the rows on the other side: columns were changed and changed
+// back between two rounds, while rows were written, or somebody else wrote on that side. Nothing was applied. The table has to be sent whole, as
+// Run does by itself.
+type ImagesError struct {
+	Table  *Table
+	Reason string
+}
+
+func (e *ImagesError) Error() string {
+	return fmt.Sprintf("the rows of %s are not those that its changes are about: %s", e.Table, e.Reason)
 }
 
 // applyImages makes the difference on the target. Of equal rows it does not matter which one goes.
@@ -220,7 +235,7 @@ func deleteImages(ctx context.Context, tx pgx.Tx, t *Table, staged string, going
 		return err
 	}
 	if n := deleted.RowsAffected(); n != going {
-		return fmt.Errorf("%s: %d rows went on the source, but %d of them are on the target: it was changed there", t, going, n)
+		return &ImagesError{Table: t, Reason: fmt.Sprintf("%d rows went, of which %d are there", going, n)}
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func TestTablesWithoutAKey(t *testing.T) {
 	execute(t, w.adminTarget, `DELETE FROM bag WHERE ctid = (SELECT min(ctid) FROM bag WHERE a = 30)`)
 	execute(t, plain, `DELETE FROM bag WHERE a = 30`)
 	b := w.begin(t)
-	require.ErrorContains(t, w.dst.Apply(t.Context(), b.snap, b.round), "it was changed there")
+	require.ErrorAs(t, w.dst.Apply(t.Context(), b.snap, b.round), new(*migrator.ImagesError))
 	require.NoError(t, b.snap.Close(t.Context()))
 	// The application may change its columns: its writes go on.
 	execute(t, plain, `ALTER TABLE bag ADD COLUMN c int DEFAULT 1, DROP COLUMN b; INSERT INTO bag VALUES (1, 2); UPDATE bag SET a = 2; DELETE FROM bag`)

@@ -143,9 +143,9 @@ func blockers(ctx context.Context, dst Target, state *State, catalog func(contex
 }
 
 // addReadiness is about a migration in phase replicating.
-func (st *Status) addReadiness(ctx context.Context, m *Migrator) {
+func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State) {
 	r := &st.CutoverReadiness
-	list, err := blockersBy(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Cutover, m.recent.catalog(m.cfg.Source))
+	list, err := blockersBy(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Cutover, m.recent.catalog(m.cfg.Source, s.Schema))
 	if err != nil {
 		list = append(list, Blocker{Code: BlockerUnreachable, Level: blockerLevelHard, Reason: fmt.Sprintf("The source cannot be read: %v.", err)})
 	}
@@ -178,18 +178,22 @@ type recentCatalog struct {
 	took time.Duration
 }
 
-// catalog returns the catalog, or what it was lately: reading it takes two hundredths of the time at most.
-func (r *recentCatalog) catalog(src Source) func(context.Context) (*Catalog, error) {
+// catalog returns the catalog, or what it was lately: reading it takes two hundredths of the time at most. One with another schema than the
+// one that the journal knows is not good for that: what it differs in may have been followed since.
+func (r *recentCatalog) catalog(src Source, schema string) func(context.Context) (*Catalog, error) {
 	return func(ctx context.Context) (*Catalog, error) {
 		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.cat != nil && time.Since(r.read) < 50*r.took {
-			return r.cat, nil
+		cat, good := r.cat, r.cat != nil && r.cat.Fingerprint == schema && time.Since(r.read) < 50*r.took
+		r.mu.Unlock()
+		if good {
+			return cat, nil
 		}
 		began := time.Now()
 		cat, err := src.Catalog(ctx)
 		if err == nil {
+			r.mu.Lock()
 			r.cat, r.read, r.took = cat, time.Now(), time.Since(began)
+			r.mu.Unlock()
 		}
 		return cat, err
 	}

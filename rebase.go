@@ -98,9 +98,9 @@ func resend(ctx context.Context, q querier, change beginner, tables []*Table, al
 	})
 }
 
-// wentBack tells whether an error says that a server went back in time.
+// wentBack tells whether an error says that a server went back in time, or that rows are not what they should be: tables have to be sent whole.
 func wentBack(err error) bool {
-	return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrEmptied)
+	return errors.Is(err, ErrFailedOver) || errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrEmptied) || errors.As(err, new(*ImagesError))
 }
 
 // rebase says loudly what happened, and makes the migration go on.
@@ -108,6 +108,10 @@ func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
 	message := "the source failed over to another server: every table is sent whole, so that what was lost there is gone from the target too"
 	if errors.Is(cause, ErrEmptied) {
 		message = "a crash or a failover of the target has emptied its unlogged tables: they are sent whole"
+	}
+	images := new(ImagesError)
+	if errors.As(cause, &images) {
+		message = fmt.Sprintf("%v: it is sent whole", images)
 	}
 	if errors.Is(cause, ErrSlotLost) {
 		message = "the replication slot on the source is gone, and changes with it: every table is sent whole"
@@ -119,6 +123,9 @@ func (m *Migrator) rebase(ctx context.Context, s *State, cause error) error {
 	m.publish(Event{Kind: EventWarning, Phase: s.Phase, Message: message})
 	if err := m.journal.Record(ctx, Event{Kind: EventWarning, Message: message}); err != nil {
 		return err
+	}
+	if images.Table != nil {
+		return m.cfg.Source.Touch(ctx, images.Table, strings.NewReader(""), true)
 	}
 	if errors.Is(cause, ErrEmptied) {
 		return resendEmptied(ctx, m.cfg.Source, m.cfg.Target)

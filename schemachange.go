@@ -27,14 +27,11 @@ const (
 var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be followed before the next round")
 
 // fingerprintSQL sums up what a change of which may concern rows, or how they arrive: tables, columns, partitions, labels of
-// enums, indexes and constraints, and which tables have triggers that may change keys (see Table.namesKey); and what a deploy makes beside them: functions, views,
-// sequences, domains, policies and triggers. It is read with every round, so it reads a few catalogs once and no more. What it leaves out (operators, say)
-// is compared before a switch. A row's xmin tells that a definition is another one.
+// enums, indexes and constraints. It is read with every round, so it reads a few catalogs once and no more.
 const fingerprintSQL = `
 	WITH r AS (
 		SELECT c.oid, n.nspname, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `),
-	own AS MATERIALIZED (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'heroku_migrator') OR nspname LIKE 'pg\_temp\_%')
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
 	SELECT concat_ws('/',
 		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
 		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
@@ -43,16 +40,7 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid = f.adrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel), 0)) FROM pg_enum e),
 		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'rewrites', b.tgrelid), 0)) FROM (SELECT DISTINCT g.tgrelid FROM pg_trigger g JOIN r ON r.oid = g.tgrelid WHERE ` + rewritesRows + `) AS b),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'function', p.oid, p.xmin), 0)) FROM pg_proc p WHERE p.oid >= 16384 AND p.pronamespace NOT IN (SELECT oid FROM own)),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'relation', c.oid, c.relname, c.relnamespace, w.xmin, s.xmin), 0)) FROM pg_class c
-		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
-		 WHERE c.relkind IN ('v', 'm', 'S') AND c.relpersistence <> 't' AND c.oid >= 16384 AND c.relnamespace NOT IN (SELECT oid FROM own)),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'domain', t.oid, t.xmin), 0)) FROM pg_type t WHERE t.typtype = 'd' AND t.oid >= 16384 AND t.typnamespace NOT IN (SELECT oid FROM own)),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'policy', o.oid, o.xmin), 0)) FROM pg_policy o),
-		(SELECT sum(hashtextextended(concat_ws(' ', 'trigger', g.oid, g.tgname, g.tgenabled, g.tgtype, g.tgfoid, g.tgattr, g.tgqual), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
-		 WHERE NOT g.tgisinternal AND g.tgname NOT LIKE 'heroku\_migrator\_%'))`
+		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid))`
 
 // Fingerprint implements [Snapshot].
 func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error) {
@@ -70,7 +58,7 @@ func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error
 // A change that cannot be carried over (another key of a table, say) is a [*RefusedError] that names it, and none of the changes is
 // carried over then.
 func FollowSchema(ctx context.Context, src Source, dst Target) ([]string, error) {
-	plan, err := planSchema(ctx, src, dst, false)
+	plan, err := planSchema(ctx, src, dst)
 	if err != nil || plan == nil {
 		return nil, err
 	}
@@ -83,7 +71,7 @@ func (p *schemaPlan) carry(ctx context.Context, src Source, dst Target) error {
 		return &RefusedError{Action: "follow the schema", Reasons: p.impossible}
 	}
 	// First on the source: what is written to a new table has to be captured before its rows are sent (I2).
-	for _, t := range slices.Concat(p.created, p.recaptured) {
+	for _, t := range p.created {
 		if err := src.Capture(ctx, t); err != nil {
 			return err
 		}
@@ -117,12 +105,13 @@ type SchemaChange struct {
 type SchemaStep struct {
 	SQL    string
 	Object *SchemaObject
+	// Replaces tells that the object is there in another form: that it exists is no success.
+	Replaces bool
 }
 
 type schemaPlan struct {
 	SchemaChange
 	created, resent []*Table
-	recaptured      []*Table // among those that are resent
 	adopted         []adopted
 	impossible      []string
 	said            []string
@@ -146,15 +135,14 @@ func (p *schemaPlan) refusef(format string, args ...any) {
 	p.impossible = append(p.impossible, fmt.Sprintf(format, args...))
 }
 
-// planSchema finds out what has changed; nil: nothing. With all, what the fingerprint leaves out is compared, too, and what failed is tried again.
-func planSchema(ctx context.Context, src Source, dst Target, all bool) (*schemaPlan, error) {
+// planSchema finds out what has changed; nil: nothing.
+func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error) {
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
 		return nil, err
 	}
 	cat, err := src.Catalog(ctx)
-	same := err == nil && cat.Fingerprint == state.Schema
-	if err != nil || (same && !all) {
+	if err != nil || cat.Fingerprint == state.Schema {
 		return nil, err
 	}
 	now, err := src.DumpSchema(ctx)
@@ -183,26 +171,12 @@ func planSchema(ctx context.Context, src Source, dst Target, all bool) (*schemaP
 	p := &schemaPlan{}
 	p.Fingerprint = cat.Fingerprint
 	early := state.Phase != PhaseReplicating && state.Resume != PhaseReplicating
-	d := &schemaDiff{schemaPlan: p, retry: all, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}}
+	d := &schemaDiff{schemaPlan: p, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}}
 	d.tables(cat, tables)
 	// In order: away with what depends on columns; what columns need; columns; the rest.
 	columns := p.Steps
 	p.Steps = nil
 	last := d.objects(before, now, silent, early)
 	p.Steps = slices.Concat(p.Steps, columns, last)
-	if same && len(p.Steps)+len(p.Labels)+len(p.said)+len(p.impossible) == 0 && sameObjects(before, p.Objects) {
-		return nil, nil
-	}
 	return p, nil
-}
-
-func sameObjects(a, b []SchemaObject) bool {
-	known := map[int]string{}
-	for _, o := range a {
-		known[o.ID] = o.SQL
-	}
-	return len(a) == len(b) && !slices.ContainsFunc(b, func(o SchemaObject) bool {
-		sql, ok := known[o.ID]
-		return !ok || sql != o.SQL
-	})
 }

@@ -12,7 +12,6 @@ import (
 type schemaDiff struct {
 	*schemaPlan
 
-	retry     bool              // what failed
 	columns   map[string]string // renamed: table and old name, to the new one
 	names     map[string]string // renamed: old name of a relation, quoted, to the new one
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
@@ -92,15 +91,7 @@ func (d *schemaDiff) table(k, t *Table) {
 	if d.checks(k, t) {
 		changed = true
 	}
-	rekeyed := t.Rewrites && !k.Rewrites && k.namesKey()
-	if rekeyed {
-		d.recaptured = append(d.recaptured, t)
-		d.sayf("table %s has a trigger BEFORE UPDATE now, which may have changed keys unseen", t)
-	}
-	if t.Rewrites != k.Rewrites {
-		t.Rewrites, changed = true, true // from now on
-	}
-	if rekeyed || (columnsChanged && (t.Keyless() || rewritten(k, t))) {
+	if columnsChanged && (t.Keyless() || rewritten(k, t)) {
 		d.Empty, d.resent = append(d.Empty, k), append(d.resent, t)
 		d.sayf("table %s is sent whole again", t)
 	}

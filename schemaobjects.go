@@ -34,8 +34,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		old, ok := known[o.String()]
 		delete(known, o.String())
 		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
-		again := same && d.retry && old.State == ObjectFailed
-		if ok && !again && (same || untold(o)) {
+		if ok && (same || untold(o)) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -45,6 +44,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			next++
 			o.ID = next
 		}
+		there := ok && old.State == ObjectDone // else there is nothing to be replaced
 		o.State = ObjectPending
 		later := o.Stage == StageSwitch || (early && (o.Stage == StageForeign || o.Stage == StageFinish))
 		if later && (!ok || old.State != ObjectDone) {
@@ -65,17 +65,17 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		case o.Type == "TABLE ATTACH", o.Type == "INDEX ATTACH":
 			attach = append(attach, step) // after the leaf's own indexes, which are then taken for the root's
 			continue
-		case o.Type == "TYPE" && ok && strings.Contains(o.SQL, " AS ENUM ("):
+		case o.Type == "TYPE" && there && strings.Contains(o.SQL, " AS ENUM ("):
 			d.Labels = append(d.Labels, newLabels(o.SQL, old.SQL)...)
 			d.sayf("%s has new labels", o)
 			continue
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
-		case ok:
-			step.SQL = replaced(old, o)
+		case there:
+			step.SQL, step.Replaces = replaced(old, o), standsAlone(o)
 			if o.Type == "FK CONSTRAINT" {
 				anew[o.Schema+"\x00"+o.Name] = true
 			}
-			d.sayf("%s %s", o, map[bool]string{false: "was changed", true: "is tried again"}[again])
+			d.sayf("%s was changed", o)
 		default:
 			d.sayf("%s is new", o)
 		}
@@ -106,6 +106,14 @@ func attached(last, attach []SchemaStep) []SchemaStep {
 
 // untold tells whether an object's definition says nothing new: a table's columns are compared elsewhere.
 func untold(o SchemaObject) bool { return o.Type == "TABLE" || o.Type == typeViewData }
+
+// standsAlone tells whether an object comes with no other: if it is there when it is made, it is there in its old form.
+func standsAlone(o SchemaObject) bool {
+	return slices.Contains([]string{"AGGREGATE", "COLLATION", "DOMAIN", "OPERATOR", "POLICY", "TYPE", "VIEW"}, o.Type)
+}
+
+// policyHead is the name of a policy and its table, as pg_dump writes them.
+var policyHead = regexp.MustCompile(`^CREATE POLICY ("(?:[^"]|"")*" ON "(?:[^"]|"")*"\."(?:[^"]|"")*")`)
 
 // drop takes away what is not there any more.
 func (d *schemaDiff) drop(gone map[string]SchemaObject) {
@@ -169,6 +177,10 @@ func dropping(o SchemaObject) string {
 	switch o.Type {
 	case "INDEX", "VIEW", "MATERIALIZED VIEW", "STATISTICS":
 		return "DROP " + o.Type + " IF EXISTS " + ident
+	case "POLICY":
+		if head := policyHead.FindStringSubmatch(o.SQL); head != nil {
+			return fmt.Sprintf(`DO $do$ BEGIN DROP POLICY IF EXISTS %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, head[1])
+		}
 	case "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "TRIGGER", "RULE":
 		if o.Undo == "" {
 			return ""

@@ -46,7 +46,7 @@ type Capturer interface {
 	ChangeLog
 
 	// Capture makes every later change to the table leave its key in the table's change log (I1).
-	// It returns once that is committed. Where it is installed already, it does nothing, unless Table.Rewrites asks for more. The
+	// It returns once that is committed. Where it is installed already, it does nothing. The
 	// returned error is [ErrBusy] when one attempt did not get its locks; attempts are short, so
 	// that the application never waits long, and the caller repeats them.
 	Capture(ctx context.Context, table *Table) error
@@ -277,8 +277,6 @@ type Table struct {
 	// Checks are the definitions of its CHECK constraints, by name.
 	Checks map[string]string `json:"checks,omitempty"`
 	Rows   int64             `json:"rows"` // an estimate
-	// Rewrites tells that it has, or had, triggers BEFORE UPDATE, which may give a row another key than the statement says.
-	Rewrites bool `json:"rewrites,omitempty"`
 	// Silenced tells that triggers of ours on it are, or were, disabled: changes may not have been captured.
 	Silenced bool `json:"silenced,omitempty"`
 }

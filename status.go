@@ -220,7 +220,7 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 		st.Waiting = w
 	}
 	if s.Phase == PhaseReplicating {
-		st.addReadiness(ctx, m)
+		st.addReadiness(ctx, m, s)
 	}
 	return st, nil
 }

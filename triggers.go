@@ -79,28 +79,15 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 
 // keyTrigger is the trigger for old keys.
 func keyTrigger(t *Table, ops []keyOperator, always bool) string {
-	name, event := "key", "UPDATE"
+	name := "key"
 	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
 		name = "row_key"
 	}
-	// With the columns named, Postgres compares the key for statements that set one of them alone. Only the source's schema is compared in
-	// each round, so it is done there.
-	if always && t.namesKey() {
-		event += " OF " + t.keyList("")
-	}
-	return createTrigger(t.Relation, name, fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW WHEN (NOT (%s)) EXECUTE FUNCTION %s_old()`,
-		event, t.Ident(), matchKey(t, ops, "OLD.", "NEW."), captureFunction(t)), always)
+	return createTrigger(t.Relation, name, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (NOT (%s)) EXECUTE FUNCTION %s_old()`,
+		t.Ident(), matchKey(t, ops, "OLD.", "NEW."), captureFunction(t)), always)
 }
 
 func captureFunction(t *Table) string { return fmt.Sprintf("%s.capture_%d", SchemaName, t.ID) }
-
-// namesKey tells whether a key changes by statements alone that name one of its columns. A trigger BEFORE UPDATE can change it without; once a
-// table gets one, FollowSchema has the key compared for every row, and the table sent whole.
-func (t *Table) namesKey() bool {
-	return t.Kind == KindOrdinary && !t.Keyless() && !t.Rewrites && !slices.ContainsFunc(t.Columns, func(c Column) bool {
-		return c.Generated && slices.Contains(t.Key, c.Name)
-	})
-}
 
 func createTrigger(on Relation, name, rest string, always bool) string {
 	sql := fmt.Sprintf("CREATE TRIGGER heroku_migrator_%s %s;\n", name, rest)
@@ -277,11 +264,8 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	err = h.change(ctx, func(tx pgx.Tx) error {
 		var done bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1)`, t.ID).Scan(&done)
-		if err != nil {
+		if err != nil || done {
 			return err
-		}
-		if done {
-			return recapture(ctx, tx, t)
 		}
 		c, decoded, err := h.captureBy(ctx, tx, t)
 		if err != nil {
@@ -305,23 +289,6 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		return fmt.Errorf("capture %s: %w", t, err)
 	}
 	return nil
-}
-
-// recapture has the key compared for every row that is updated, of a table that has got a trigger BEFORE UPDATE.
-func recapture(ctx context.Context, tx pgx.Tx, t *Table) error {
-	if !t.Rewrites {
-		return nil
-	}
-	var named bool
-	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = $1 AND tgname = 'heroku_migrator_key' AND tgattr <> ''::int2vector)`, t.ID).Scan(&named)
-	if err != nil || !named {
-		return err
-	}
-	ops, err := keyEquals(ctx, tx, t)
-	if err != nil {
-		return err
-	}
-	return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", "DROP TRIGGER heroku_migrator_key ON "+t.Ident()+";\n"+keyTrigger(t, ops, true))
 }
 
 // prepareDecoding is the decoder's, once: several tables are captured at a time.

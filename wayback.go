@@ -121,6 +121,7 @@ func (w *wayBack) run(ctx context.Context, done func(roundStats) bool) error {
 
 // round carries everything that is visible on the target now and was not before.
 func (w *wayBack) round(ctx context.Context) (roundStats, error) {
+	images := new(ImagesError)
 	for detach := false; ; {
 		stats, err := w.try(ctx, detach)
 		switch {
@@ -134,6 +135,9 @@ func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 		case errors.Is(err, ErrTrimmed): // the source lost what it had acknowledged
 			w.warn(ctx, "the source went back to an earlier state than it had acknowledged: the tables concerned are sent back whole")
 			err = w.dst.Resend(ctx, w.tables, false)
+		case errors.As(err, &images):
+			w.warn(ctx, fmt.Sprintf("%v: it is sent back whole", images))
+			err = w.dst.Resend(ctx, []*Table{images.Table}, true)
 		case errors.Is(err, ErrFailedOver):
 			w.warn(ctx, "the target failed over to another server: every table is sent back whole, so that what was lost there is gone from the source too")
 			err = w.dst.Resend(ctx, w.tables, true)
