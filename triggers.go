@@ -25,7 +25,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	if t.Keyless() {
 		return buildKeylessCapture(t, always)
 	}
-	log, fn := logName(t.ID), captureFunction(t)
+	log, fn := logName(t.ID), SchemaName+"."+fmt.Sprintf("capture_%d", t.ID)
 	var c captureSQL
 	into := fmt.Sprintf("%s (%s)", log, t.logColumns())
 	keys, rows := t.keyList(""), "heroku_migrator_rows"
@@ -50,6 +50,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 
 	var b strings.Builder
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
+	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
 	if t.Kind == KindOrdinary {
 		c.prepare += fmt.Sprintf(`
 			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
@@ -73,21 +74,14 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		trigger(t.Relation, "row_write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
 		trigger(t.Relation, "row_delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
-	c.attach = b.String() + keyTrigger(t, ops, always) + truncateTriggers(t, always)
+	key := "key"
+	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
+		key = "row_key"
+	}
+	trigger(t.Relation, key, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
+	c.attach = b.String() + truncateTriggers(t, always)
 	return c
 }
-
-// keyTrigger is the trigger for old keys.
-func keyTrigger(t *Table, ops []keyOperator, always bool) string {
-	name := "key"
-	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
-		name = "row_key"
-	}
-	return createTrigger(t.Relation, name, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (NOT (%s)) EXECUTE FUNCTION %s_old()`,
-		t.Ident(), matchKey(t, ops, "OLD.", "NEW."), captureFunction(t)), always)
-}
-
-func captureFunction(t *Table) string { return fmt.Sprintf("%s.capture_%d", SchemaName, t.ID) }
 
 func createTrigger(on Relation, name, rest string, always bool) string {
 	sql := fmt.Sprintf("CREATE TRIGGER heroku_migrator_%s %s;\n", name, rest)
