@@ -8,9 +8,9 @@ import { phaseOf } from './guide.js';
 const charts = {
   speed: new Chart({ title: 'Copy throughput', format: byteRate, series: [{ label: 'Speed', area: true }, { label: 'Average' }], least: 1e6 }),
   load: new Chart({ title: 'Speed that Heroku’s load allows', format: percent, series: [{ label: 'Of full speed', area: true }], least: 100 }),
-  sessions: new Chart({ title: 'Sessions at work on Heroku', format: count, series: [{ label: 'Of the application', area: true }], least: 5 }),
   lag: new Chart({ title: 'PlanetScale is behind by', format: duration, series: [{ label: 'Replication lag', area: true }], least: 1 }),
   rows: new Chart({ title: 'Rows written and applied', format: rowRate, series: [{ label: 'Written' }, { label: 'Applied' }], least: 10 }),
+  sessions: new Chart({ title: 'Sessions at work on Heroku', format: count, series: [{ label: 'Of the application', area: true }], least: 5 }),
   back: new Chart({ title: 'Heroku is behind by', format: duration, series: [{ label: 'Way back lag', area: true }], least: 1 }),
   log: new Chart({ title: 'Change log on Heroku', format: bytes, series: [{ label: 'Size', area: true }], least: 1e6 }),
 };
