@@ -282,3 +282,16 @@ func TestDefinitionsBesideTables(t *testing.T) {
 	require.True(t, refused.CanForce)
 	require.Contains(t, refused.Reasons[0], "domain public.percentage, view public.shown")
 }
+
+// Rows that the target cannot take, whole or not, are an error, and not sent again and again.
+func TestImagesThatNeverFit(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, `CREATE TYPE mood AS ENUM ('sad', 'happy')`, `CREATE TABLE bag (feels mood)`, `INSERT INTO bag VALUES ('happy')`)
+	untilInSync(t, p)
+	execute(t, p.target.Connect(t), `ALTER TYPE mood RENAME VALUE 'sad' TO 'sorry'`)
+	p.sql(t, `INSERT INTO bag VALUES ('sad')`)
+	err := p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync)
+	require.ErrorContains(t, err, "mood")
+	require.NotErrorIs(t, err, context.DeadlineExceeded)
+}
