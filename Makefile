@@ -53,8 +53,8 @@ screenshots: setup ## every phase of the dashboard as pictures, in ./screenshots
 	@$(INSTALLED); set -x; DASHBOARD_SCREENSHOTS=$(CURDIR)/screenshots go test -count=1 ./dashboard/browsertest
 
 .PHONY: torture
-torture: setup ## everything at once, for ten minutes (TORTURE=1h; TORTURE_SEED repeats a run's choices)
-	@$(INSTALLED); set -x; TORTURE=$${TORTURE:-10m} go test -race -count=1 -timeout 0 -run 'TestTorture$$' -v . | grep -v level=INFO
+torture: setup ## everything at once, for ten minutes (TORTURE=1h, or TORTURE=1000000 transactions; TORTURE_SEED repeats a run's choices)
+	@$(INSTALLED); set -x; TORTURE=$${TORTURE:-10m} go test -race -count=1 -timeout 0 -run 'TestTorture$$' -v . | grep --line-buffered -v level=INFO
 
 .PHONY: bench
 bench: setup ## measure the initial copy against other tools (SCALE, ROUNDS, ONLY; see bench/README.md)

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
 	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rate_in float8 NOT NULL DEFAULT 0, rate_out float8 NOT NULL DEFAULT 0,
 	trend text NOT NULL DEFAULT 'steady', idle boolean NOT NULL DEFAULT false,
-	log_bytes bigint NOT NULL DEFAULT 0, log_from timestamptz NOT NULL DEFAULT clock_timestamp(), waits_for text NOT NULL DEFAULT '', waits_since timestamptz,
+	log_bytes bigint NOT NULL DEFAULT 0, log_from timestamptz NOT NULL DEFAULT clock_timestamp(), log_next text NOT NULL DEFAULT '', waits_for text NOT NULL DEFAULT '', waits_since timestamptz,
 	rounds bigint NOT NULL DEFAULT 0,
 	rows_applied bigint NOT NULL DEFAULT 0, copy_share real NOT NULL DEFAULT 1, throttled text NOT NULL DEFAULT '',
 	back_at timestamptz, back_rounds bigint NOT NULL DEFAULT 0, back_rows bigint NOT NULL DEFAULT 0, back_error text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
@@ -99,8 +99,9 @@ type State struct {
 	SyncedAt  *time.Time // the target holds everything that was committed on the source at this time
 	SyncedAge float64    // seconds since, by the target's clock
 	Lag       Lag
-	LogBytes  int64   // of the change log
-	LogAge    float64 // seconds: how old its oldest entry can be
+	LogBytes  int64    // of the change log
+	LogAge    float64  // seconds: how old its oldest entry can be
+	LogNext   Position // acknowledged then, and what the log is trimmed up to next
 	// WaitsFor is what a step failed at that is tried again, and WaitsSince since when.
 	WaitsFor    string
 	WaitsSince  *time.Time
@@ -146,18 +147,18 @@ func (j *Journal) exists(ctx context.Context) (exists bool, err error) {
 // State reads the main row. It fails with [ErrNoMigration] if there is no journal.
 func (j *Journal) State(ctx context.Context) (*State, error) {
 	var s State
-	var position, captured string
+	var position, captured, next string
 	var report, revertReport, verification []byte
 	err := j.pool.QueryRow(ctx, `
 		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
 		       error, message, position, captured, report, schema, schema_seen, p.synced_at,
 		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rate_in, p.rate_out, p.trend, p.idle,
-		       p.log_bytes, extract(epoch FROM clock_timestamp() - p.log_from)::float8, p.waits_for, p.waits_since, p.rounds, p.rows_applied,
+		       p.log_bytes, extract(epoch FROM clock_timestamp() - p.log_from)::float8, p.log_next, p.waits_for, p.waits_since, p.rounds, p.rows_applied,
 		       switches, verification, revert_report, p.back_at, coalesce(extract(epoch FROM clock_timestamp() - p.back_at), 0)::float8, p.back_rounds, p.back_rows, p.back_error, `+emptied+`
 		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
 		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
 			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema, &s.SchemaSeen, &s.SyncedAt, &s.SyncedAge,
-			&s.Lag.Waiting, &s.Lag.In, &s.Lag.Out, &s.Lag.Trend, &s.Lag.Idle, &s.LogBytes, &s.LogAge, &s.WaitsFor, &s.WaitsSince,
+			&s.Lag.Waiting, &s.Lag.In, &s.Lag.Out, &s.Lag.Trend, &s.Lag.Idle, &s.LogBytes, &s.LogAge, &next, &s.WaitsFor, &s.WaitsSince,
 			&s.Rounds, &s.RowsApplied, &s.Switches, &verification, &revertReport, &s.BackAt, &s.BackAge, &s.BackRounds, &s.BackRows, &s.BackError, &s.Emptied)
 	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
 		return nil, ErrNoMigration
@@ -182,6 +183,9 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 		if err := json.Unmarshal(verification, s.Verification); err != nil {
 			return nil, fmt.Errorf("read the journal: %w", err)
 		}
+	}
+	if s.LogNext, err = ParsePosition(next); err != nil {
+		return nil, err
 	}
 	if s.Position, err = ParsePosition(position); err != nil {
 		return nil, err

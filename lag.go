@@ -104,11 +104,12 @@ type LogStatus struct {
 	Warning string `json:"warning,omitempty"`
 }
 
-// setLog notes the log's size and the age of its oldest entry; a negative one leaves that as it is.
-func (j *Journal) setLog(ctx context.Context, bytes int64, oldest time.Duration) error {
+// setLog notes the log's size and what it is trimmed up to next, acknowledged how long ago; a negative age leaves that as it is.
+func (j *Journal) setLog(ctx context.Context, bytes int64, next Position, age time.Duration) error {
 	return j.exec(ctx, "note the log's size", `
 		UPDATE heroku_migrator.progress SET log_bytes = $1,
-			log_from = CASE WHEN $2::float8 < 0 THEN log_from ELSE clock_timestamp() - make_interval(secs => $2::float8) END`, bytes, oldest.Seconds())
+			log_from = CASE WHEN $2::float8 < 0 THEN log_from ELSE clock_timestamp() - make_interval(secs => $2::float8) END,
+			log_next = CASE WHEN $2::float8 < 0 THEN log_next ELSE $3 END`, bytes, age.Seconds(), next.String())
 }
 
 // logEvery is how often the log is measured.
@@ -121,7 +122,7 @@ func watchLog(ctx context.Context, src ChangeLog, journal *Journal, done <-chan 
 		if err != nil {
 			return err
 		}
-		if err := journal.setLog(ctx, bytes, -1); err != nil {
+		if err := journal.setLog(ctx, bytes, Position{}, -1); err != nil {
 			return err
 		}
 		select {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -103,6 +104,10 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 		}
 	}
 	if len(r.live) > 0 && !r.position.IsZero() { // what an earlier process acknowledged and did not trim
+		if next := state.LogNext; !next.IsZero() && next.SameServer(r.position) { // or else, one that never lives long would never trim
+			r.trimmer.acknowledge(next, r.live)
+			r.trimmer.list[0].at = time.Now().Add(-time.Duration(state.LogAge * float64(time.Second)))
+		}
 		r.trimmer.acknowledge(r.position, r.live)
 	}
 	return r, nil
@@ -141,19 +146,32 @@ func (r *replicator) catchUp(ctx context.Context, lag time.Duration) error {
 
 // round carries everything that is visible on the source now and was not before.
 func (r *replicator) round(ctx context.Context) (roundStats, error) {
+	var held []*Table
 	for {
-		stats, err := r.try(ctx)
+		stats, err := r.try(ctx, held)
 		if !errors.Is(err, ErrRewritten) {
 			return stats, err
 		}
-		// A table was rewritten after the snapshot was taken; another one sees it whole.
+		// A table was rewritten after the snapshot was taken; another one sees it whole. Where a long log is counted, one may be again
+		// and again, so the next attempt holds the tables first.
+		held = withChanged(held, stats.changes)
 		if err := sleep(ctx, r.cfg.Interval); err != nil {
 			return stats, err
 		}
 	}
 }
 
-func (r *replicator) try(ctx context.Context) (roundStats, error) {
+// withChanged adds the tables that have changes.
+func withChanged(tables []*Table, changes []RoundChange) []*Table {
+	for _, c := range changes {
+		if !slices.Contains(tables, c.Table) {
+			tables = append(tables, c.Table)
+		}
+	}
+	return tables
+}
+
+func (r *replicator) try(ctx context.Context, held []*Table) (roundStats, error) {
 	began := time.Now()
 	snap, err := r.src.Snapshot(ctx)
 	if err != nil {
@@ -172,6 +190,9 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 			return roundStats{}, ErrSchemaChanged
 		}
 	}
+	if err := snap.Hold(ctx, held); err != nil {
+		return roundStats{}, err
+	}
 	round := Round{Joining: r.joining}
 	var stats roundStats
 	collect := func(tables []*Table, since Position) error {
@@ -180,6 +201,7 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 			round.Changes = append(round.Changes, RoundChange{Change: c, Since: since})
 			stats.rows += c.Rows
 		}
+		stats.changes = round.Changes
 		return err
 	}
 	if err := collect(r.live, r.position); err != nil {
@@ -220,7 +242,7 @@ func (r *replicator) try(ctx context.Context) (roundStats, error) {
 		}
 	}
 	closeSnapshot(ctx, snap) // a trim must not wait for it; closing twice does no harm
-	stats.took, stats.changes = time.Since(began), round.Changes
+	stats.took = time.Since(began)
 	r.lag.saw(began, stats.rows, stats.took)
 	if len(round.Changes) > 0 {
 		notify(r.cfg.OnEvent, Event{Kind: EventRound, Phase: PhaseReplicating, Rows: stats.rows, Took: stats.took})
@@ -247,15 +269,16 @@ func (r *replicator) measureLog(ctx context.Context) error {
 		return err
 	}
 	r.sized = time.Now()
-	return r.dst.Journal().setLog(ctx, bytes, r.trimmer.oldest())
+	next, age := r.trimmer.next()
+	return r.dst.Journal().setLog(ctx, bytes, next, age)
 }
 
-// oldest is how old the oldest entry of the log can be that is trimmed in time.
-func (t *trimmer) oldest() time.Duration {
+// next is what is trimmed next, and how long ago it was acknowledged: no entry of the log is much older.
+func (t *trimmer) next() (Position, time.Duration) {
 	if len(t.list) == 0 {
-		return 0
+		return Position{}, 0
 	}
-	return time.Since(t.list[0].at)
+	return t.list[0].position, time.Since(t.list[0].at)
 }
 
 // trimmer forgets changes some time after the other side has acknowledged them.

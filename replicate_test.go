@@ -440,6 +440,55 @@ func TestTableRewrittenWithinARound(t *testing.T) {
 	}
 }
 
+// The log is trimmed by processes, too, of which none lives as long as the grace.
+func TestTrimmedByShortLivedProcesses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, itemsTable).live(t)
+	writer := w.source.Connect(t)
+	for i := range 20 {
+		execute(t, writer, fmt.Sprintf(`INSERT INTO items (u) VALUES (%d)`, i))
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		err := migrator.Replicate(ctx, w.src, w.dst, migrator.ReplicateConfig{Interval: 10 * time.Millisecond, TrimGrace: time.Second, Logger: testLogger(t)})
+		cancel()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	}
+	require.Less(t, w.logged(t), int64(12)) // of two graces, at four a second and a slow machine
+	w.round(t)
+	w.requireSame(t)
+}
+
+// I4: a table that is truncated whenever a round counts what changed keeps no round from succeeding.
+func TestTableTruncatedWithinEveryRound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, itemsTable, `CREATE TABLE other (id int PRIMARY KEY)`).live(t)
+	writer := w.source.Connect(t)
+	execute(t, writer, `SET lock_timeout = 50`, `INSERT INTO items (u) SELECT i FROM generate_series(1, 9) i`, `INSERT INTO other VALUES (1)`)
+	var truncated, held int
+	src := hookedSource{Source: w.src, changes: func() {
+		switch _, err := writer.Exec(t.Context(), `TRUNCATE items; INSERT INTO items (u) VALUES (1)`); state(err) {
+		case "":
+			truncated++
+		case "55P03":
+			held++
+		default:
+			t.Error(err)
+		}
+	}}
+	before := w.state(t).Position
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		ended <- migrator.Replicate(ctx, src, w.dst, migrator.ReplicateConfig{Interval: 10 * time.Millisecond, Logger: testLogger(t)})
+	}()
+	require.Eventually(t, func() bool { return w.state(t).Position != before }, 30*time.Second, 10*time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.Positive(t, truncated)
+	require.Positive(t, held)
+	w.round(t)
+	w.requireSame(t)
+}
+
 // takeOver ends the connection that holds the lead, as a network that breaks does, and lets another process
 // take it.
 func (w *world) takeOver(t *testing.T) *world {
@@ -540,8 +589,9 @@ func TestLeadLostInTheMiddleOfATransaction(t *testing.T) {
 // hookedSource calls back at the points where a race would strike.
 type hookedSource struct {
 	migrator.Source
-	opened func()                // the snapshot is taken, nothing is read yet
-	copied func(*migrator.Chunk) // the rows are on their way, not committed
+	opened  func()                // the snapshot is taken, nothing is read yet
+	changes func()                // the log is about to be counted
+	copied  func(*migrator.Chunk) // the rows are on their way, not committed
 }
 
 func (h hookedSource) Snapshot(ctx context.Context) (migrator.Snapshot, error) {
@@ -549,13 +599,21 @@ func (h hookedSource) Snapshot(ctx context.Context) (migrator.Snapshot, error) {
 	if err == nil && h.opened != nil {
 		h.opened()
 	}
-	return &hookedSnapshot{Snapshot: s, copied: h.copied}, err
+	return &hookedSnapshot{Snapshot: s, changes: h.changes, copied: h.copied}, err
 }
 
 type hookedSnapshot struct {
 	migrator.Snapshot
-	copied func(*migrator.Chunk)
-	rows   func()
+	changes func()
+	copied  func(*migrator.Chunk)
+	rows    func()
+}
+
+func (h *hookedSnapshot) Changes(ctx context.Context, tables []*migrator.Table, since migrator.Position) ([]migrator.Change, error) {
+	if h.changes != nil {
+		h.changes()
+	}
+	return h.Snapshot.Changes(ctx, tables, since)
 }
 
 func (h *hookedSnapshot) CopyChunk(ctx context.Context, table *migrator.Table, chunk *migrator.Chunk, w io.Writer) (int64, error) {

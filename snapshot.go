@@ -248,7 +248,11 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			list = append(list, c)
 		}
 	}
-	return list, s.hold(ctx, list)
+	changed := make([]*Table, len(list))
+	for i, c := range list {
+		changed[i] = c.Table
+	}
+	return list, s.Hold(ctx, changed)
 }
 
 // truncations adds which relations were emptied. They are told by name, since they have other OIDs on the other side.
@@ -302,17 +306,16 @@ func (s *herokuSnapshot) nonEmptyLogs(ctx context.Context, tables []*Table) (map
 	return nonEmpty, err
 }
 
-// hold locks the changed tables against rewrites, and makes sure that none happened since the snapshot was
-// taken. Some rewrites (ALTER TABLE) and TRUNCATE show an empty table to older snapshots. The catalog read as
+// Hold implements [Snapshot]. Some rewrites (ALTER TABLE) and TRUNCATE show an empty table to older snapshots. The catalog read as
 // a table tells the file at the snapshot; pg_relation_filenode, the one now.
-func (s *herokuSnapshot) hold(ctx context.Context, changes []Change) error {
-	if len(changes) == 0 {
+func (s *herokuSnapshot) Hold(ctx context.Context, tables []*Table) error {
+	if len(tables) == 0 {
 		return nil
 	}
 	var names, leaves []string
-	for _, c := range changes {
-		names = append(names, c.Table.Only())
-		for _, l := range c.Table.Leaves {
+	for _, t := range tables {
+		names = append(names, t.Only())
+		for _, l := range t.Leaves {
 			leaves = append(leaves, l.Ident())
 		}
 	}

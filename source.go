@@ -156,8 +156,13 @@ type Snapshot interface {
 	// rewritten since the chunk was planned.
 	CopyChunk(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
 
+	// Hold locks the tables against being rewritten or emptied until the snapshot is closed. It fails with [ErrRewritten] when
+	// one of them was since the snapshot was taken.
+	Hold(ctx context.Context, tables []*Table) error
+
 	// Changes tells which of the tables have changes that are visible here and were not visible at
-	// the position given (the zero position: since capture).
+	// the position given (the zero position: since capture), and holds these tables. When that fails with [ErrRewritten], they
+	// are returned nevertheless.
 	Changes(ctx context.Context, tables []*Table, since Position) ([]Change, error)
 
 	// CopyKeys writes the keys of these changes, each once, in COPY text format. For a table without a key: the

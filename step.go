@@ -114,7 +114,7 @@ func (m *Migrator) idle(ctx context.Context, log ChangeLog, others ...ChangeLog)
 func (m *Migrator) measure(ctx context.Context, log ChangeLog) {
 	bytes, err := log.LogSize(ctx)
 	if err == nil {
-		err = m.journal.setLog(ctx, bytes, -1)
+		err = m.journal.setLog(ctx, bytes, Position{}, -1)
 	}
 	if err != nil && ctx.Err() == nil {
 		m.log.DebugContext(ctx, "the change log could not be measured", "error", err)

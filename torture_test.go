@@ -3,11 +3,13 @@ package migrator_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,13 +43,17 @@ var tortureWrites = []string{
 
 // Everything at once: writers of all kinds, a process that is killed again and again, connections that are cut on both sides, rewrites,
 // TRUNCATE and schema changes, from the start to the switch. After it every row is equal, and every
-// commit that a client was told of is on the target. TORTURE is how long it lasts (make torture), TORTURE_SEED repeats a choice.
+// commit that a client was told of is on the target. TORTURE is how long it lasts (make torture), or how many transactions (a plain number);
+// TORTURE_SEED repeats a choice.
 func TestTorture(t *testing.T) {
 	t.Parallel()
 	lasts, seed := 12*time.Second, uint64(time.Now().UnixNano())
+	var least int64 // transactions
 	if text := os.Getenv("TORTURE"); text != "" {
 		var err error
-		lasts, err = time.ParseDuration(text)
+		if least, err = strconv.ParseInt(text, 10, 64); err != nil {
+			lasts, err = time.ParseDuration(text)
+		}
 		require.NoError(t, err)
 	}
 	if text := os.Getenv("TORTURE_SEED"); text != "" {
@@ -60,13 +66,18 @@ func TestTorture(t *testing.T) {
 	p := newPair(t)
 	p.shop(t, 0.1)
 	p.sql(t, tortured...)
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond, Seed: seed})
+	rate, each := 100.0, 2
+	if least > 0 { // as many as two cores write beside the migrator
+		rate, each = 400, 4
+	}
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, each, shop.Options{Rate: rate, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond, Seed: seed})
 	require.NoError(t, err)
 	defer writers.Stop()
 	writing, stop := context.WithCancel(t.Context())
 	defer stop()
 	var more errgroup.Group
-	for i := range 2 {
+	var committed atomic.Int64 // by these, beside the shop's writers
+	for i := range each {
 		conn, choice := p.source.Connect(t), rand.New(rand.NewPCG(seed, uint64(1+i)))
 		more.Go(func() error {
 			for writing.Err() == nil {
@@ -74,6 +85,7 @@ func TestTorture(t *testing.T) {
 				_, err := conn.Exec(t.Context(), string(bytes.ReplaceAll([]byte(sql), []byte("$N"), strconv.AppendInt(nil, choice.Int64N(6000), 10))))
 				switch state(err) {
 				case "":
+					committed.Add(1)
 				case "40P01", "40001", "23505", "23514", "55P03": // in each other's way, or no partition for it
 					_, err = conn.Exec(t.Context(), `ROLLBACK`)
 				}
@@ -103,8 +115,46 @@ func TestTorture(t *testing.T) {
 	}
 	start()
 	next, done := 1, map[string]int{}
+	var indexes, parts, tables []int // of those made, the ones that are there
+	oldest := func(list *[]int, most int, drop, of string) string {
+		if len(*list) <= most {
+			return ""
+		}
+		n := (*list)[0]
+		*list = (*list)[1:]
+		return fmt.Sprintf("%s %s_%d", drop, of, n)
+	}
 	const cut = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'heroku\_migrator%' AND datname = current_database() AND random() < 0.5`
-	for end := time.Now().Add(lasts); time.Now().Before(end); {
+	transactions := func() int64 { return writers.Stats().Committed + committed.Load() }
+	_, dst := p.open(t)
+	position := func() migrator.Position {
+		state, err := dst.Journal().State(t.Context())
+		if errors.Is(err, migrator.ErrNoMigration) {
+			return migrator.Position{}
+		}
+		require.NoError(t, err)
+		return state.Position
+	}
+	const storm, patience = 20 * time.Second, 3 * time.Minute
+	calm := time.Now().Add(storm)
+	said := time.Now()
+	for end := time.Now().Add(lasts); time.Now().Before(end) || transactions() < least; {
+		if time.Since(said) > time.Minute {
+			said = time.Now()
+			t.Logf("%d transactions; done: %v", transactions(), done)
+		}
+		if time.Now().After(calm) { // what is killed every few seconds cannot work off ever more, but it has to go on as soon as it can
+			for before, until := position(), time.Now().Add(patience); position() == before; time.Sleep(100 * time.Millisecond) {
+				select {
+				case err := <-ended:
+					t.Fatalf("the process ended: %v: %s", err, output.String())
+				default:
+				}
+				require.True(t, time.Now().Before(until), "no round succeeds")
+			}
+			calm = time.Now().Add(storm)
+			done["calm"]++
+		}
 		select {
 		case err := <-ended:
 			require.NoError(t, err, "the process ended: %s", output.String())
@@ -112,7 +162,12 @@ func TestTorture(t *testing.T) {
 		case <-time.After(time.Duration(100+random.IntN(900)) * time.Millisecond):
 		}
 		var sql string
-		switch action := random.IntN(14); action {
+		var made *[]int
+		action := random.IntN(14)
+		if action >= 6 && action <= 8 && done["ALTER "] > 30 && random.IntN(2) == 0 { // no table grows ever wider
+			action = 13
+		}
+		switch action {
 		case 0, 1:
 			kill()
 			start()
@@ -133,31 +188,42 @@ func TestTorture(t *testing.T) {
 		case 8:
 			sql = fmt.Sprintf(`ALTER TABLE t_bag ADD COLUMN c_%d uuid DEFAULT gen_random_uuid()`, next)
 		case 9:
-			sql = fmt.Sprintf(`CREATE INDEX CONCURRENTLY i_%d ON t_keyed (n, id)`, next)
+			if sql = oldest(&indexes, 5, "DROP INDEX CONCURRENTLY", "i"); sql == "" {
+				sql, made = fmt.Sprintf(`CREATE INDEX CONCURRENTLY i_%d ON t_keyed (n, id)`, next), &indexes
+			}
 		case 10:
-			sql = fmt.Sprintf(`CREATE TABLE t_part_%d PARTITION OF t_part FOR VALUES FROM (%d) TO (%d)`, next, next*10, next*10+10)
+			if sql = oldest(&parts, 20, "DROP TABLE", "t_part"); sql == "" {
+				from := 10 + next%999*10 // of 1000 actions, no more than 20 are there
+				sql, made = fmt.Sprintf(`CREATE TABLE t_part_%d PARTITION OF t_part FOR VALUES FROM (%d) TO (%d)`, next, from, from+10), &parts
+			}
 		case 11:
-			sql = fmt.Sprintf(`CREATE TABLE t_new_%d (id serial PRIMARY KEY, v text); INSERT INTO t_new_%[1]d (v) SELECT 'n' FROM generate_series(1, 100)`, next)
+			if sql = oldest(&tables, 20, "DROP TABLE", "t_new"); sql == "" {
+				sql, made = fmt.Sprintf(`CREATE TABLE t_new_%d (id serial PRIMARY KEY, v text); INSERT INTO t_new_%[1]d (v) SELECT 'n' FROM generate_series(1, 100)`, next), &tables
+			}
 		case 12:
 			sql = `CLUSTER t_keyed USING t_keyed_pkey`
 		case 13:
 			var column *string
 			require.NoError(t, owner.QueryRow(t.Context(), `
-				SELECT min(format('ALTER TABLE %s DROP COLUMN %I', attrelid::regclass, attname)) FROM pg_attribute
+				SELECT (array_agg(format('ALTER TABLE %s DROP COLUMN %I', attrelid::regclass, attname) ORDER BY random()))[1] FROM pg_attribute
 				WHERE attrelid = ANY ('{t_keyed,t_part,t_bag}'::regclass[]) AND attname LIKE 'c\_%' AND NOT attisdropped`).Scan(&column))
 			if column == nil {
 				continue
 			}
 			sql = *column
 		}
+		n := next
 		next++
 		if _, err := owner.Exec(t.Context(), sql); err != nil {
 			require.Contains(t, []string{"40P01", "55P03"}, state(err), "%s: %v", sql, err)
 			continue
 		}
+		if made != nil {
+			*made = append(*made, n)
+		}
 		done[sql[:6]]++
 	}
-	t.Logf("done: %v", done)
+	t.Logf("done: %v; %d transactions", done, transactions())
 	kill()
 	stop()
 	require.NoError(t, more.Wait())

@@ -369,6 +369,18 @@ func logSize(ctx context.Context, q querier) (bytes int64, err error) {
 func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables []*Table, upTo Position) error {
 	var due []string // logs that hold many dead entries: autovacuum would come late, and every round reads them
 	err := change(ctx, func(tx pgx.Tx) error {
+		var before string
+		if err := tx.QueryRow(ctx, `SELECT coalesce(trimmed, '') FROM heroku_migrator.migration FOR UPDATE`).Scan(&before); err != nil {
+			return err
+		}
+		mark, err := ParsePosition(before)
+		if err != nil {
+			return err
+		}
+		// The mark never goes back: an earlier process had come further than the journal knows.
+		if done, err := mark.Covers(upTo); done || err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET trimmed = $1`, upTo.String()); err != nil {
 			return err
 		}

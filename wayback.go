@@ -122,12 +122,14 @@ func (w *wayBack) run(ctx context.Context, done func(roundStats) bool) error {
 // round carries everything that is visible on the target now and was not before.
 func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 	images := new(ImagesError)
+	var held []*Table
 	for detach := false; ; {
-		stats, err := w.try(ctx, detach)
+		stats, err := w.try(ctx, detach, held)
 		switch {
 		case errors.Is(err, ErrDetach) && !detach:
 			detach, err = true, nil
 		case errors.Is(err, ErrRewritten): // after the snapshot was taken; another one sees the table whole
+			held = withChanged(held, stats.changes)
 			err = sleep(ctx, w.cfg.Interval)
 		case errors.Is(err, ErrSlotLost):
 			w.warn(ctx, "the replication slot on the target is gone, and changes with it: every table is sent back whole")
@@ -156,7 +158,7 @@ func (w *wayBack) warn(ctx context.Context, message string) {
 	notify(w.cfg.OnEvent, Event{Kind: EventWarning, Phase: PhaseSwitched, Message: message})
 }
 
-func (w *wayBack) try(ctx context.Context, detach bool) (roundStats, error) {
+func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (roundStats, error) {
 	began := time.Now()
 	var stats roundStats
 	snap, err := w.dst.Snapshot(ctx)
@@ -170,22 +172,25 @@ func (w *wayBack) try(ctx context.Context, detach bool) (roundStats, error) {
 	if err := w.checkSchema(ctx, snap); err != nil {
 		return stats, err
 	}
+	if err := snap.Hold(ctx, held); err != nil {
+		return stats, err
+	}
 	changes, err := snap.Changes(ctx, w.tables, w.position)
+	var round Round
+	tables := make([]*Table, len(changes))
+	for i, c := range changes {
+		tables[i] = c.Table
+		round.Changes = append(round.Changes, RoundChange{Change: c, Since: w.position})
+		stats.rows += max(c.Rows, int64(len(c.Truncated)))
+	}
+	stats.changes = round.Changes
 	if err != nil {
 		return stats, err
 	}
 	if len(changes) > 0 {
-		var round Round
-		tables := make([]*Table, len(changes))
-		for i, c := range changes {
-			tables[i] = c.Table
-			round.Changes = append(round.Changes, RoundChange{Change: c, Since: w.position})
-			stats.rows += max(c.Rows, int64(len(c.Truncated)))
-		}
 		if err := w.src.ApplyBack(ctx, snap, round, detach); err != nil {
 			return stats, err
 		}
-		stats.changes = round.Changes
 		w.position = snap.Position()
 		w.trimmer.acknowledge(w.position, tables)
 		w.rounds, w.rows = w.rounds+1, w.rows+stats.rows
@@ -226,7 +231,8 @@ func (w *wayBack) measureLogs(ctx context.Context) error {
 		return err
 	}
 	w.sized = time.Now()
-	return w.dst.Journal().setLog(ctx, bytes, w.trimmer.oldest())
+	_, age := w.trimmer.next()
+	return w.dst.Journal().setLog(ctx, bytes, Position{}, age)
 }
 
 // checkSchema makes sure that the rows of the new production database, whose schema goes on changing, still fit the source.

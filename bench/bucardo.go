@@ -103,7 +103,7 @@ func (b *bench) bucardoProgram(ctx context.Context, j *job, control *pgtest.Clus
 		return nil, err
 	}
 	superuser, _ := u.User.Password()
-	passwords, err := b.passwords(j.from, j.to,
+	passwords, err := writePasswords(j.dir, j.from, j.to,
 		&pgtest.Database{URL: (&url.URL{User: url.UserPassword("", superuser)}).String(), Cluster: control, Name: "*", Role: "postgres"},
 		&pgtest.Database{URL: (&url.URL{User: url.UserPassword("", password)}).String(), Cluster: control, Name: "*", Role: "bucardo"})
 	if err != nil {

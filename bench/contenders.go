@@ -107,7 +107,7 @@ func (b *bench) measure(ctx context.Context, from *pgtest.Database, run func(con
 		return nil, err
 	}
 	defer os.RemoveAll(j.dir)
-	passwords, err := b.passwords(from, to)
+	passwords, err := writePasswords(j.dir, from, to)
 	if err != nil {
 		return nil, err
 	}

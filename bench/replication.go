@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -175,16 +172,9 @@ func (b *bench) beats(ctx context.Context, j *job) error {
 	}
 }
 
-// cost is the source's speed in one measurement.
-type cost struct {
-	tps                        float64
-	insert, update, deleteTime time.Duration
-}
-
 // The load of the cases.
 const (
-	costClients = 4
-	costSeconds = 8
+	loadClients = 4
 	bulkRows    = 200_000
 	patientRows = 1_000_000 // of a larger backlog, Bucardo is spared
 	steadyRate  = 200       // transactions a second
@@ -192,104 +182,6 @@ const (
 	fullTime    = 15 * time.Second
 	beat        = 50 * time.Millisecond
 )
-
-// mix is nine single-row statements in a transaction, for pgbench.
-const mix = `\set a random(1, 200000)
-\set b random(1, 200000)
-\set o random(1, 200000)
-\set n random(1, 9000000000000)
-BEGIN;
-UPDATE accounts SET balance = balance - 1, updated_at = now() WHERE id = :a;
-UPDATE accounts SET balance = balance + 1, updated_at = now() WHERE id = :b;
-INSERT INTO orders (account_id, state, total) VALUES (:a, 'open', 10);
-UPDATE orders SET state = 'paid' WHERE id = :o;
-INSERT INTO order_lines VALUES (:n, 1, 'sku-1', 1), (:n, 2, 'sku-2', 1) ON CONFLICT DO NOTHING;
-UPDATE order_lines SET quantity = quantity + 1 WHERE order_id = :o AND line_no = 0;
-UPDATE order_lines SET quantity = quantity + 1 WHERE order_id = :b AND line_no = 1;
-DELETE FROM order_lines WHERE order_id = :n AND line_no = 2;
-DELETE FROM orders WHERE id = (SELECT max(id) - 1000 FROM orders);
-COMMIT;
-`
-
-// writeCost measures the source without triggers, with ours and with Bucardo's, alternating. Nothing else runs.
-func (b *bench) writeCost(ctx context.Context, r *report) error {
-	r.costs = map[string][]cost{}
-	return b.costsOf(ctx, append([]*follower{{name: bare, capture: func(context.Context, *job) error { return nil }}}, b.followers()...), r.costs)
-}
-
-// costsOf measures the source with each way of capture.
-func (b *bench) costsOf(ctx context.Context, all []*follower, costs map[string][]cost) (err error) {
-	pgbench := filepath.Join(b.tools, "pgbench")
-	if _, err := os.Stat(pgbench); err != nil {
-		return fmt.Errorf("pgbench is missing: apt-get install postgresql-%d", pgtest.SourceVersion())
-	}
-	db, err := b.generate(ctx, replicationSQL)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Drop(context.WithoutCancel(ctx))) }()
-	for round := range b.cfg.rounds {
-		for i := range all {
-			f := all[(i+round)%len(all)] // nobody is always first
-			if f.missing != "" || f.capture == nil {
-				continue
-			}
-			var c cost
-			_, err := b.measure(ctx, db, func(ctx context.Context, j *job) error {
-				j.sample.unchecked = true
-				if err := f.capture(ctx, j); err != nil {
-					return err
-				}
-				return c.measure(ctx, j, pgbench)
-			})
-			if err != nil {
-				return fmt.Errorf("%s: %w", f.name, err)
-			}
-			b.sayf("round %d: %-12s %5.0f transactions/s; bulk INSERT %.2f s, UPDATE %.2f s, DELETE %.2f s", round+1, f.name, c.tps, c.insert.Seconds(), c.update.Seconds(), c.deleteTime.Seconds())
-			costs[f.name] = append(costs[f.name], c)
-		}
-	}
-	return nil
-}
-
-func (c *cost) measure(ctx context.Context, j *job, pgbench string) error {
-	if err := execute(ctx, j.from.AdminURL, "TRUNCATE bulk", "VACUUM accounts, orders, order_lines", "CHECKPOINT"); err != nil {
-		return err
-	}
-	file := filepath.Join(j.dir, "mix.sql")
-	if err := os.WriteFile(file, []byte(mix), 0o600); err != nil {
-		return err
-	}
-	out, err := j.command(ctx, pgbench, "-n", "-M", "prepared", "-f", file, "-c", strconv.Itoa(costClients), "-j", "1", "-T", strconv.Itoa(costSeconds), "-d", passless(j.from)).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("pgbench: %w: %s", err, lastLines(string(out)))
-	}
-	_, rest, found := strings.Cut(string(out), "tps = ")
-	if !found {
-		return fmt.Errorf("pgbench said nothing of tps: %s", lastLines(string(out)))
-	}
-	if c.tps, err = strconv.ParseFloat(strings.Fields(rest)[0], 64); err != nil {
-		return err
-	}
-	for _, bulk := range []struct {
-		sql  string
-		took *time.Duration
-	}{
-		{fmt.Sprintf("INSERT INTO bulk (id, account_id, a, b) SELECT i, 1 + i * 7 %% 200000, i, 'text of row ' || i FROM generate_series(1, %d) i", bulkRows), &c.insert},
-		{"UPDATE bulk SET a = a + 1", &c.update},
-		{"DELETE FROM bulk", &c.deleteTime},
-	} {
-		if err := execute(ctx, j.from.AdminURL, "CHECKPOINT"); err != nil {
-			return err
-		}
-		begin := time.Now()
-		if err := execute(ctx, j.from.URL, bulk.sql); err != nil {
-			return err
-		}
-		*bulk.took = time.Since(begin)
-	}
-	return nil
-}
 
 // drained is how fast a backlog was carried over.
 type drained struct {
@@ -424,8 +316,8 @@ func (b *bench) underLoad(ctx context.Context, j *job, rate float64, d time.Dura
 	var transactions atomic.Int64
 	var g errgroup.Group
 	began := time.Now()
-	for i := range costClients {
-		g.Go(func() error { return small(loaded, j.from, uint64(i), rate/costClients, &transactions) })
+	for i := range loadClients {
+		g.Go(func() error { return small(loaded, j.from, uint64(i), rate/loadClients, &transactions) })
 	}
 	sent := make(chan time.Time, 1<<16)
 	var first int64

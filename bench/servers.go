@@ -281,8 +281,8 @@ func through(dsn, addr string) string {
 	return u.String()
 }
 
-// passwords writes a password file for the databases, and returns its name.
-func (b *bench) passwords(databases ...*pgtest.Database) (string, error) {
+// writePasswords writes a password file for the databases into the folder, and returns its name.
+func writePasswords(dir string, databases ...*pgtest.Database) (string, error) {
 	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`)
 	var lines strings.Builder
 	for _, db := range databases {
@@ -293,7 +293,7 @@ func (b *bench) passwords(databases ...*pgtest.Database) (string, error) {
 		password, _ := u.User.Password()
 		fmt.Fprintf(&lines, "127.0.0.1:%d:%s:%s:%s\n", db.Cluster.Port(), db.Name, db.Role, escape.Replace(password))
 	}
-	name := filepath.Join(b.dir, "pgpass")
+	name := filepath.Join(dir, "pgpass")
 	return name, os.WriteFile(name, []byte(lines.String()), 0o600)
 }
 
