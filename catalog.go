@@ -38,7 +38,9 @@ SELECT json_build_object(
 	'silenced', c.oid IN (SELECT root FROM silenced),
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
-			'num', a.attnum, 'identity', a.attidentity, 'missing', (a.attmissingval::text::text[])[1],
+			'num', a.attnum, 'identity', a.attidentity, 'missing', CASE WHEN c.relkind <> 'p' THEN (a.attmissingval::text::text[])[1] ELSE ( -- a root has no rows, and none of it
+				SELECT (m.attmissingval::text::text[])[1] FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON m.attrelid = p.relid
+				WHERE p.isleaf AND m.attname = a.attname AND m.atthasmissing LIMIT 1) END,
 			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum), ''),
 			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s ON s.oid = l.collnamespace
 				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),

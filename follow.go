@@ -212,6 +212,21 @@ func (c *SchemaChange) record(ctx context.Context, tx pgx.Tx) error {
 			ON CONFLICT (id) DO UPDATE SET spec = excluded.spec`, int64(t.ID), spec); err != nil {
 			return err
 		}
+		leaves, err := jsonText(t.Leaves)
+		if err != nil {
+			return err
+		}
+		// What is not copied yet has other names, or is not there any more.
+		if _, err := tx.Exec(ctx, `
+			UPDATE heroku_migrator.chunks c SET spec = jsonb_set(c.spec, '{leaf}', (c.spec -> 'leaf') || jsonb_build_object('schema', l ->> 'schema', 'name', l ->> 'name'))
+			FROM jsonb_array_elements($2::jsonb) AS l WHERE c.table_id = $1 AND NOT c.done AND c.spec -> 'leaf' -> 'id' = l -> 'id'`, int64(t.ID), leaves); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			DELETE FROM heroku_migrator.chunks c WHERE c.table_id = $1 AND NOT c.done
+			AND NOT EXISTS (SELECT 1 FROM jsonb_array_elements($2::jsonb) AS l WHERE c.spec -> 'leaf' -> 'id' = l -> 'id')`, int64(t.ID), leaves); err != nil {
+			return err
+		}
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.objects`); err != nil {
 		return err

@@ -105,6 +105,9 @@ func (s *herokuSnapshot) copyKeylessChunk(ctx context.Context, t *Table, w io.Wr
 	if _, err := s.conn.Exec(ctx, `LOCK TABLE `+t.Only()+` IN ACCESS SHARE MODE`); err != nil {
 		return 0, err
 	}
+	if err := s.known(ctx, t); err != nil {
+		return 0, err
+	}
 	var trimmed bool
 	err := s.conn.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&trimmed)
 	if err == nil && trimmed {

@@ -352,6 +352,14 @@ func queuePlan(batch *pgx.Batch, plan TablePlan, number int, spec []byte) error 
 	for _, l := range t.Leaves {
 		files[l.ID] = l.Filenode
 	}
+	var known Table
+	if err := json.Unmarshal(spec, &known); err != nil {
+		return err
+	}
+	// The known columns and another file would hide that a column that is new, or of another type, came with a rewrite.
+	if !slices.EqualFunc(known.Columns, t.Columns, func(a, b Column) bool { return a.Num == b.Num && a.Name == b.Name && a.Type == b.Type }) {
+		return fmt.Errorf("%s: %w", t, ErrSchemaChanged)
+	}
 	spec, err := withFilenodes(spec, files)
 	if err != nil {
 		return err

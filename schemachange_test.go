@@ -76,6 +76,7 @@ func TestSchemaChangesAreFollowed(t *testing.T) {
 		{"truncate of a new partition", []string{`TRUNCATE part_2`, `INSERT INTO part VALUES (151, 'x')`}},
 		{"attach with rows", []string{`CREATE TABLE part_3 (id int NOT NULL, v text)`, `INSERT INTO part_3 SELECT i, 'brought' FROM generate_series(200, 250) i`,
 			`ALTER TABLE part ATTACH PARTITION part_3 FOR VALUES FROM (200) TO (300)`, `DELETE FROM part WHERE id = 201`}},
+		{"default of a partitioned table", []string{`ALTER TABLE part ADD COLUMN state text DEFAULT 'new'`, `UPDATE part SET v = 'y' WHERE id = 151`}},
 		{"drop a partition", []string{`DROP TABLE part_2`}},
 		{"detach a partition", []string{`ALTER TABLE part DETACH PARTITION part_3`, `INSERT INTO part_3 VALUES (999, 'own')`}},
 		{"trigger that changes keys, and is gone", []string{`CREATE FUNCTION rekey() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.number := NEW.number + 100000; RETURN NEW; END'`,

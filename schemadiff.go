@@ -91,13 +91,31 @@ func (d *schemaDiff) table(k, t *Table) {
 	if d.checks(k, t) {
 		changed = true
 	}
-	if columnsChanged && (t.Keyless() || rewritten(k, t)) {
+	resent := columnsChanged && (t.Keyless() || rewritten(k, t))
+	if resent {
 		d.Empty, d.resent = append(d.Empty, k), append(d.resent, t)
 		d.sayf("table %s is sent whole again", t)
 	}
 	if changed || columnsChanged {
+		if !resent { // that it was rewritten is not forgotten: before the switch, it is sent whole
+			t = withFilesOf(k, t)
+		}
 		d.Tables = append(d.Tables, t)
 	}
+}
+
+// withFilesOf is the table with the files that are known.
+func withFilesOf(k, t *Table) *Table {
+	known := *t
+	known.Leaves = slices.Clone(t.Leaves)
+	for i, l := range known.Leaves {
+		for _, o := range k.Leaves {
+			if o.ID == l.ID {
+				known.Leaves[i].Filenode = o.Filenode
+			}
+		}
+	}
+	return &known
 }
 
 // checks compares CHECK constraints, which pg_dump writes into the table's definition.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -18,6 +20,7 @@ type herokuSnapshot struct {
 	pos     Position
 	trimmed Position
 	ops     *operatorCache
+	source  bool // its tables have the OIDs and the column numbers that the journal knows
 	decoder *decoder
 	late    *lateKeys // nil: no changes are decoded
 }
@@ -28,6 +31,7 @@ func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
 	}
+	s.source = true
 	return s, nil
 }
 
@@ -144,17 +148,22 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	}
 	// One round trip. The file at the snapshot (the catalog read as a table) is looked at as well as the one now:
 	// a snapshot from before a rewrite can see an empty table in a new file.
-	results, err := s.conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY %s IN ACCESS SHARE MODE;
+	results, err := readAll(s.conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY %s IN ACCESS SHARE MODE;
 		SELECT pg_relation_filenode(oid) = %[2]d AND relfilenode = %[2]d FROM pg_class WHERE oid = %[3]d;
 		SELECT EXISTS (SELECT 1 FROM %[4]s AS l), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = %[5]d), false);
+		%[6]s;
+		SELECT to_regclass(%[7]s)::oid = %[3]d;
 		SET LOCAL enable_nestloop = off`, // the log has no statistics: never look it up row by row
-		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, s.log(t), t.ID)).ReadAll()
+		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, s.log(t), t.ID, columnsNow(t), quoteLiteral(c.Leaf.Ident()))))
 	if err != nil {
 		return fail(err)
 	}
 	isTrue := func(result, column int) bool {
 		rows := results[result].Rows
 		return len(rows) == 1 && string(rows[0][column]) == "t"
+	}
+	if !isTrue(4, 0) || !asKnown(t, results[3]) {
+		return fail(ErrSchemaChanged)
 	}
 	if !isTrue(1, 0) {
 		return fail(ErrRewritten)
@@ -332,7 +341,58 @@ func (s *herokuSnapshot) Hold(ctx context.Context, tables []*Table) error {
 	if rewritten != nil {
 		return fmt.Errorf("%s: %w", *rewritten, ErrRewritten)
 	}
+	if !s.source {
+		return nil
+	}
+	if err := s.known(ctx, tables...); err != nil {
+		return fmt.Errorf("hold the changed tables: %w", err)
+	}
 	return nil
+}
+
+// known makes sure that the tables, which are locked, are those that the journal knows.
+func (s *herokuSnapshot) known(ctx context.Context, tables ...*Table) error {
+	looks := make([]string, len(tables))
+	for i, t := range tables {
+		looks[i] = columnsNow(t)
+	}
+	results, err := readAll(s.conn.Conn().PgConn().Exec(ctx, strings.Join(looks, "; ")))
+	if err != nil {
+		return err
+	}
+	for i, t := range tables {
+		if !asKnown(t, results[i]) {
+			return fmt.Errorf("%s: %w", t, ErrSchemaChanged)
+		}
+	}
+	return nil
+}
+
+// readAll reads all results; also the columns of those without rows, which [pgconn.MultiResultReader.ReadAll] leaves out.
+func readAll(r *pgconn.MultiResultReader) (results []*pgconn.Result, err error) {
+	for r.NextResult() {
+		columns := slices.Clone(r.ResultReader().FieldDescriptions())
+		result := r.ResultReader().Read()
+		result.FieldDescriptions = columns
+		results = append(results, result)
+	}
+	return results, r.Close()
+}
+
+// columnsNow is a query whose result has no rows, and the columns that the table of this name has now: names are resolved by the catalog as it
+// is, not as the snapshot shows it, and the lock may have waited for a transaction that gave them to others.
+func columnsNow(t *Table) string { return `SELECT * FROM ONLY ` + t.Ident() + ` LIMIT 0` }
+
+// asKnown tells whether a result of columnsNow has the columns that are known, of the table that is known.
+func asKnown(t *Table, result *pgconn.Result) bool {
+	for _, c := range t.Columns {
+		if !slices.ContainsFunc(result.FieldDescriptions, func(f pgconn.FieldDescription) bool {
+			return f.Name == c.Name && int(f.TableAttributeNumber) == c.Num && f.TableOID == t.ID
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 // unseen is the condition that a transaction, known to be visible now, was not visible at the position.

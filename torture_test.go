@@ -235,7 +235,9 @@ func TestTorture(t *testing.T) {
 		if _, err := m.Do(withTimeout(t, time.Minute), migrator.CommandSwitch, false); err == nil {
 			break
 		} else if attempt == 5 {
-			require.NoError(t, err)
+			var failed []string
+			require.NoError(t, target.QueryRow(t.Context(), `SELECT array_agg(format('%s %s: %s', type, name, error)) FROM heroku_migrator.objects WHERE state = 'failed'`).Scan(&failed))
+			require.NoError(t, err, "failed: %v", failed)
 		}
 	}
 	p.requireEqual(t)

@@ -1,0 +1,86 @@
+package migrator_test
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+)
+
+// I2: a deploy between two chunks of a table, which gives its name, its columns' names, or its file to something else.
+func TestTableThatIsAnotherInTheMiddleOfTheCopy(t *testing.T) {
+	t.Parallel()
+	const wide = `CREATE TABLE wide (id int PRIMARY KEY, u int, amount bigint, v text) WITH (autovacuum_enabled = off); INSERT INTO wide SELECT i, i, i, repeat('x', 1000) || i FROM generate_series(1, 280) i`
+	const parts = `CREATE TABLE part (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE part_a PARTITION OF part FOR VALUES FROM (0) TO (150);
+		CREATE TABLE part_b PARTITION OF part FOR VALUES FROM (150) TO (1000); INSERT INTO part SELECT i, repeat('x', 1000) FROM generate_series(1, 280) i`
+	for _, c := range []struct{ name, before, ddl string }{
+		{"rotation", wide, `BEGIN; ALTER TABLE wide RENAME TO wide_old; CREATE TABLE wide (LIKE wide_old INCLUDING ALL); COMMIT`},
+		{"column renamed, name taken", wide, `ALTER TABLE wide RENAME u TO u_old; ALTER TABLE wide ADD COLUMN u int`},
+		{"binary form of another type", wide, `ALTER TABLE wide ALTER amount TYPE double precision`},
+		{"wider type", wide, `ALTER TABLE wide ALTER u TYPE bigint`},
+		{"volatile default", wide, `ALTER TABLE wide ADD COLUMN token uuid DEFAULT gen_random_uuid()`},
+		{"table renamed", wide, `ALTER TABLE wide RENAME TO broad`},
+		{"partition dropped", parts, `DROP TABLE part_b`},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.sql(t, c.before)
+			var chunks, done atomic.Int64
+			m := p.migrator(t, func(cfg *migrator.Config) {
+				cfg.Copy.Workers, cfg.Copy.ChunkBytes = 1, 32<<10
+				cfg.Source = hookedSource{Source: cfg.Source, copied: func(*migrator.Chunk) { chunks.Add(1) }, opened: func() {
+					if chunks.Load() == 2 && done.CompareAndSwap(0, 1) {
+						p.sql(t, c.ddl)
+					}
+				}}
+			})
+			require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+			require.EqualValues(t, 1, done.Load())
+			p.requireEqual(t)
+			requireSameSchema(t, p)
+		})
+	}
+}
+
+// I4: a transaction that gives a name to something else holds its lock while a round begins, which finds the other thing when it has waited.
+func TestNameTakenWhileARoundBegins(t *testing.T) {
+	t.Parallel()
+	for name, ddl := range map[string]string{
+		"table":  `ALTER TABLE wide RENAME TO wide_old; CREATE TABLE wide (LIKE wide_old INCLUDING ALL)`,
+		"column": `ALTER TABLE wide RENAME u TO u_old; ALTER TABLE wide ADD COLUMN u int`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.sql(t, `CREATE TABLE wide (id int PRIMARY KEY, u int)`, `INSERT INTO wide SELECT i, i FROM generate_series(1, 10) i`)
+			m := p.migrator(t)
+			stop := run(t, m)
+			waitFor(t, "in sync", func() bool { return phase(t, m) == migrator.PhaseReplicating })
+			_, err := p.source.Connect(t).Exec(t.Context(), `UPDATE wide SET u = 1000 + id WHERE id < 4; COMMIT; BEGIN; `+ddl+`; SELECT pg_sleep(1.3); COMMIT`)
+			require.NoError(t, err)
+			stop()
+			untilInSync(t, p)
+			p.requireEqual(t)
+			requireSameSchema(t, p)
+		})
+	}
+}
+
+// A rewrite that changes values is made up for before the switch, also when the table was changed otherwise since.
+func TestRewriteIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, `CREATE TABLE t (id int PRIMARY KEY, x int)`, `INSERT INTO t SELECT i, i FROM generate_series(1, 5) i`)
+	untilInSync(t, p)
+	p.sql(t, `ALTER TABLE t ALTER x TYPE int USING x * 100`)
+	untilInSync(t, p)
+	p.sql(t, `ALTER TABLE t ADD CONSTRAINT positive CHECK (x >= 0)`)
+	untilInSync(t, p)
+	do(t, p.migrator(t), migrator.CommandSwitch)
+	p.requireEqual(t)
+}
