@@ -171,7 +171,7 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	p := &schemaPlan{}
 	p.Fingerprint = cat.Fingerprint
 	early := state.Phase != PhaseReplicating && state.Resume != PhaseReplicating
-	d := &schemaDiff{schemaPlan: p, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}}
+	d := &schemaDiff{schemaPlan: p, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}, dropped: map[string]bool{}}
 	d.tables(cat, tables)
 	// In order: away with what depends on columns; what columns need; columns; the rest.
 	columns := p.Steps

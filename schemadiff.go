@@ -16,6 +16,7 @@ type schemaDiff struct {
 	names     map[string]string // renamed: old name of a relation, quoted, to the new one
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
 	newLeaves map[string]bool
+	dropped   map[string]bool // relations that are dropped on the target, quoted
 	own       map[uint32]bool // what is a table of its own now
 
 	// Names may go from one relation to another. What is gone goes first; then those move out of the way whose new names are taken.
@@ -38,6 +39,9 @@ func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
 	for _, k := range known {
 		if now[k.ID] == nil && !isLeaf(now, k.ID) {
 			d.gone = append(d.gone, SchemaStep{SQL: fmt.Sprintf(`DROP TABLE IF EXISTS %s CASCADE`, k.Ident())})
+			for _, r := range k.relations() {
+				d.dropped[r.Ident()] = true
+			}
 			d.sayf("table %s was dropped", k)
 		}
 		if now[k.ID] == nil {
@@ -195,7 +199,9 @@ func (d *schemaDiff) leaves(k, t *Table) (changed bool) {
 	for _, o := range k.Leaves {
 		if !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return o.ID == l.ID }) {
 			sql := fmt.Sprintf(`DROP TABLE IF EXISTS %s`, o.Ident())
-			if d.own[o.ID] {
+			if !d.own[o.ID] {
+				d.dropped[o.Ident()] = true
+			} else {
 				sql = fmt.Sprintf(`ALTER TABLE %s DETACH PARTITION %s`, k.Ident(), o.Ident())
 			}
 			d.gone = append(d.gone, SchemaStep{SQL: sql})

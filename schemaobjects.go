@@ -2,6 +2,7 @@ package migrator
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,18 +14,7 @@ import (
 
 // objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what comes last.
 func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (last []SchemaStep) {
-	known := map[string]SchemaObject{}
-	next := 0
-	for _, o := range before {
-		next = max(next, o.ID)
-		if o.Type == typeNotNull || o.Type == typeCheck {
-			d.Objects = append(d.Objects, o) // ours
-			continue
-		}
-		name, sql := d.renamed(o)
-		o.SQL = sql
-		known[name] = o
-	}
+	known, remade, next := d.knownObjects(before)
 	var first, attach []SchemaStep
 	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
 	for _, o := range now {
@@ -77,7 +67,14 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			}
 			d.sayf("%s was changed", o)
 		default:
+			if o.Type == "FK CONSTRAINT" {
+				anew[o.Schema+"\x00"+o.Name] = true
+			}
 			d.sayf("%s is new", o)
+		}
+		if remade[o.String()] { // after the one that goes
+			last = append(last, step)
+			continue
 		}
 		if strings.Contains(o.SQL, "ADD GENERATED") { // an identity column's sequence, which comes with the column
 			last = append(last, step)
@@ -93,6 +90,54 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 	d.drop(known)
 	d.Steps = append(d.Steps, first...)
 	return attached(last, attach)
+}
+
+// knownObjects are those that are there when tables were dropped and renamed, by their names. What has the name of one that is gone then is remade.
+func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]SchemaObject, remade map[string]bool, highest int) {
+	known, remade = map[string]SchemaObject{}, map[string]bool{}
+	goes := d.goesWithTables(before)
+	for _, o := range before {
+		highest = max(highest, o.ID)
+		if o.Type == typeNotNull || o.Type == typeCheck {
+			d.Objects = append(d.Objects, o) // ours
+			continue
+		}
+		if goes[o.ID] {
+			remade[o.String()] = true
+			continue
+		}
+		name, sql := d.renamed(o)
+		o.SQL = sql
+		known[name] = o
+	}
+	return known, remade, highest
+}
+
+// goesWithTables tells which objects are gone when the tables are that were dropped: DROP TABLE … CASCADE takes away what depends on them. A function
+// whose body names one stays.
+func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
+	goes, names := map[int]bool{}, slices.Collect(maps.Keys(d.dropped))
+	for again := len(names) > 0; again; {
+		again = false
+		for _, o := range before {
+			if goes[o.ID] || o.Type == "FUNCTION" || o.Type == "PROCEDURE" {
+				continue
+			}
+			ident := pgx.Identifier{o.Schema, o.Name}.Sanitize()
+			owned := o.Type == "SEQUENCE" && d.dropped[ident]
+			if !owned && !slices.ContainsFunc(names, func(name string) bool { return strings.Contains(o.SQL, name) }) {
+				continue
+			}
+			goes[o.ID] = true
+			switch o.Type {
+			case "VIEW", "MATERIALIZED VIEW": // others are made of it
+				names, again = append(names, ident), true
+			case "SEQUENCE OWNED BY":
+				d.dropped[ident], again = true, true
+			}
+		}
+	}
+	return goes
 }
 
 // attached puts the steps by which partitions join their roots where they have their own indexes, before foreign keys.

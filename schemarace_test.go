@@ -14,7 +14,7 @@ import (
 // I2: a deploy between two chunks of a table, which gives its name, its columns' names, or its file to something else.
 func TestTableThatIsAnotherInTheMiddleOfTheCopy(t *testing.T) {
 	t.Parallel()
-	const wide = `CREATE TABLE wide (id int PRIMARY KEY, u int, amount bigint, v text) WITH (autovacuum_enabled = off); INSERT INTO wide SELECT i, i, i, repeat('x', 1000) || i FROM generate_series(1, 280) i`
+	const wide = `CREATE TABLE wide (id int PRIMARY KEY, u int, amount bigint, v text) WITH (autovacuum_enabled = off); INSERT INTO wide SELECT i, i + 1, i + 2, repeat('x', 1000) || i FROM generate_series(1, 280) i`
 	const parts = `CREATE TABLE part (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE part_a PARTITION OF part FOR VALUES FROM (0) TO (150);
 		CREATE TABLE part_b PARTITION OF part FOR VALUES FROM (150) TO (1000); INSERT INTO part SELECT i, repeat('x', 1000) FROM generate_series(1, 280) i`
 	for _, c := range []struct{ name, before, ddl string }{

@@ -159,7 +159,8 @@ func turnOf(ctx context.Context, j *job, load *exec.Cmd) (tps float64, err error
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	count := func() (n int64, err error) { // every transaction takes one
-		return n, conn.QueryRow(ctx, "SELECT last_value FROM orders_id_seq").Scan(&n)
+		err = conn.QueryRow(ctx, "SELECT last_value FROM orders_id_seq").Scan(&n)
+		return n, err
 	}
 	before, err := count()
 	if err != nil {
