@@ -36,7 +36,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		}
 		there := ok && old.State == ObjectDone // else there is nothing to be replaced
 		o.State = ObjectPending
-		later := o.Stage == StageSwitch || (early && (o.Stage == StageForeign || o.Stage == StageFinish))
+		later := o.Stage == StageSwitch || (early && (o.Stage == StageForeign || o.Stage == StageFinish || o.Type == "INDEX ATTACH")) // the root's index may not be built yet
 		if later && (!ok || old.State != ObjectDone) {
 			d.Objects = append(d.Objects, o) // when its time comes
 			continue
