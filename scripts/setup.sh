@@ -2,7 +2,7 @@
 # setup.sh
 #
 # Installs what `make test` and `make demo` need besides Go, and does nothing if
-# it is there: a C compiler (for the race detector), pg_dump and pg_restore,
+# it is there: a C compiler (for the race detector), curl, pg_dump and pg_restore,
 # and Postgres servers to test with. Those run in Docker; where there is no Docker,
 # Debian's own server is installed instead. No service is started. Chromium, in which
 # the dashboard is tested, is installed if it can be; without it those tests are skipped.
@@ -29,6 +29,7 @@ need() { # reason package...
   packages+=("${@:2}")
 }
 have_compiler || need "a C compiler, for the race detector" gcc libc6-dev
+command -v curl >/dev/null || need "curl, for the test of a run-book in shell" curl
 have_client || need "pg_dump and pg_restore" postgresql-client
 server=no
 if ! have_docker; then
