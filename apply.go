@@ -392,7 +392,7 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 		if _, err := tx.Exec(ctx, `DELETE FROM `+logName(w.table.ID)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid = ANY ($1::text[]::regclass[])`, w.table.relationNames()); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n)`, w.table.relationNames()); err != nil {
 			return err
 		}
 	}
@@ -418,7 +418,7 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 		if err != nil {
 			return nil, err
 		}
-		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid = ANY ($1::text[]::regclass[]))`, t.relationNames()).Scan(&w.truncated)
+		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n))`, t.relationNames()).Scan(&w.truncated)
 		if err != nil {
 			return nil, err
 		}

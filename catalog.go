@@ -44,7 +44,7 @@ SELECT json_build_object(
 			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum), ''),
 			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s ON s.oid = l.collnamespace
 				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),
-			'not_null', a.attnotnull, 'generated', a.attgenerated <> '',
+			'not_null', a.attnotnull, 'generated', a.attgenerated <> '', 'virtual', a.attgenerated = 'v',
 			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY (` + binaryTypes + `)))
 			ORDER BY a.attnum)
 		FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
@@ -68,6 +68,9 @@ SELECT json_build_object(
 			'filenode', pg_relation_filenode(l.oid)::int8,
 			'reordered', l.oid <> c.oid AND (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped)
 				IS DISTINCT FROM (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+			'attached', CASE WHEN c.relkind = 'p' THEN (
+				SELECT string_agg(i.xmin::text, ' ' ORDER BY i.inhrelid) FROM pg_inherits i
+				WHERE i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(l.oid))) END,
 			'pages', pg_relation_size(l.oid) / current_setting('block_size')::int, 'bytes', pg_table_size(l.oid))
 			ORDER BY l.oid)
 		FROM (SELECT c.oid AS relid WHERE c.relkind = 'r'

@@ -137,6 +137,12 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 		_, err := tx.Exec(ctx, step.SQL)
 		return err
 	})
+	if step.Object != nil && step.Object.Type == "TABLE ATTACH" && sqlState(err) == "23514" {
+		err = savepoint(ctx, tx, func(tx executor) error {
+			_, err := tx.Exec(ctx, besideDefault(step))
+			return err
+		})
+	}
 	if err == nil {
 		return nil
 	}
@@ -170,6 +176,25 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	}
 	c.put(o)
 	return nil
+}
+
+// besideDefault attaches a partition whose rows are still in the default one, and moves them.
+func besideDefault(step SchemaStep) string {
+	leaf := pgx.Identifier{step.Object.Schema, step.Object.Name}.Sanitize()
+	root, _, _ := strings.Cut(step.SQL[strings.LastIndex(step.SQL, "ALTER TABLE ONLY ")+len("ALTER TABLE ONLY "):], " ATTACH PARTITION ")
+	return fmt.Sprintf(`DO $do$ DECLARE
+		others regclass := (SELECT nullif(partdefid, 0) FROM pg_partitioned_table WHERE partrelid = '%[2]s'::regclass);
+		columns text := (SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid = '%[1]s'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '');
+	BEGIN
+		IF others IS NULL THEN
+			RAISE check_violation USING MESSAGE = 'rows of the partition do not belong into it';
+		END IF;
+		EXECUTE format('ALTER TABLE %%s DETACH PARTITION %%s', '%[2]s'::regclass, others);
+		EXECUTE '%[3]s';
+		EXECUTE format('WITH gone AS (DELETE FROM %%s WHERE %%s RETURNING %%s) INSERT INTO %%s (%%s) OVERRIDING SYSTEM VALUE SELECT * FROM gone',
+			others, pg_get_partition_constraintdef('%[1]s'::regclass), columns, '%[1]s'::regclass, columns);
+		EXECUTE format('ALTER TABLE %%s ATTACH PARTITION %%s DEFAULT', '%[2]s'::regclass, others);
+	END $do$`, quoteText(leaf), quoteText(root), quoteText(step.SQL))
 }
 
 func (c *SchemaChange) put(o SchemaObject) {

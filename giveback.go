@@ -78,12 +78,13 @@ func (p *PlanetScale) located(ctx context.Context, tables []*Table) ([]*Table, e
 	return here, nil
 }
 
-// columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves. A column that was dropped and
+// columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves, and since when these
+// are attached: what is written while they are not is not in the log. A column that was dropped and
 // added again is another one: rows that were not changed since have lost their value.
 const (
 	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY a.attnum) FROM pg_attribute a
 		WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped)`
-	filesHere = `(SELECT string_agg(pg_relation_filenode(r.relid)::text, ' ' ORDER BY r.relid)
+	filesHere = `(SELECT string_agg(concat_ws(':', pg_relation_filenode(r.relid), (SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = r.relid)), ' ' ORDER BY r.relid)
 		FROM (SELECT to_regclass(t.name)::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(to_regclass(t.name)) AS p) AS r)`
 )
 
@@ -148,6 +149,11 @@ func (p *PlanetScale) SchemaSinceSwitch(ctx context.Context, tables []*Table) (d
 	}); err != nil {
 		return fail(err)
 	}
+	labels, err := p.labelsGone(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	differ = append(differ, labels...)
 	rows, err = p.pool.Query(ctx, `
 		SELECT format('table %I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND`+userRelations+`

@@ -125,7 +125,11 @@ func (s *herokuSnapshot) copyKeylessChunk(ctx context.Context, t *Table, w io.Wr
 	if err != nil {
 		return 0, err
 	}
-	return s.copyKeylessTable(ctx, t, w)
+	n, err := s.copyKeylessTable(ctx, t, w)
+	if err != nil {
+		return n, err
+	}
+	return n, s.durable(ctx)
 }
 
 // imageIndex is an index of ours on the target: on the hash of the rows' images.

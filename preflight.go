@@ -149,11 +149,25 @@ func compare(src, dst Identity) []Finding {
 			Remedy:  "Text is converted; values that cannot be will stop the copy with a message that names them.",
 		})
 	}
+	if !sameLocale(src.CType, dst.CType) || !sameLocale(src.Collate, dst.Collate) {
+		f = append(f, Finding{
+			Check: "locale", Severity: SeverityWarning,
+			Message: fmt.Sprintf("The source's locale is %s (LC_COLLATE) and %s (LC_CTYPE), the target's %s and %s: text may be sorted in another order, and upper(), lower(), citext and regular expressions may take other letters for the same.",
+				src.Collate, src.CType, dst.Collate, dst.CType),
+			Remedy: "If that matters to the application, migrate to a database that has the source's locale (CREATE DATABASE … LOCALE … TEMPLATE template0).",
+		})
+	}
 	return append(f, Finding{
 		Check: "size", Severity: SeverityInfo,
 		Message: fmt.Sprintf("The source takes %s on disk; the target needs about as much, and room for index builds.", bytesText(src.Size)),
 		Remedy:  fmt.Sprintf("Give the target storage for %s.", bytesText(2*src.Size)),
 	})
+}
+
+// sameLocale compares names of locales, of which some are written in two ways: en_US.UTF-8, en_US.utf8.
+func sameLocale(a, b string) bool {
+	plain := func(name string) string { return strings.ToLower(strings.ReplaceAll(name, "-", "")) }
+	return plain(a) == plain(b)
 }
 
 // extensionLister is implemented by both of our databases; others have no extensions to compare.

@@ -105,6 +105,9 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 			objects = append(objects, validation)
 		}
 	}
+	if err := noteLabels(ctx, h.pool, objects); err != nil {
+		return nil, fmt.Errorf("dump the schema: %w", err)
+	}
 	views, err := h.viewOrder(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dump the schema: %w", err)

@@ -34,7 +34,7 @@ const fingerprintSQL = `
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
 	SELECT concat_ws('/',
 		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
-		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated), 0))
 		 FROM pg_attribute a JOIN r ON r.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped),
 		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid = f.adrelid),
@@ -171,12 +171,12 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	p := &schemaPlan{}
 	p.Fingerprint = cat.Fingerprint
 	early := state.Phase != PhaseReplicating && state.Resume != PhaseReplicating
-	d := &schemaDiff{schemaPlan: p, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, newLeaves: map[string]bool{}, dropped: map[string]bool{}}
+	d := newSchemaDiff(p, before, early)
 	d.tables(cat, tables)
 	// In order: away with what depends on columns; what columns need; columns; the rest.
 	columns := p.Steps
 	p.Steps = nil
-	last := d.objects(before, now, silent, early)
+	last := d.objects(before, now, silent)
 	p.Steps = slices.Concat(p.Steps, columns, last)
 	return p, nil
 }

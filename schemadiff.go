@@ -12,16 +12,31 @@ import (
 type schemaDiff struct {
 	*schemaPlan
 
+	early     bool              // indexes and foreign keys are not all there yet
 	columns   map[string]string // renamed: table and old name, to the new one
 	names     map[string]string // renamed: old name of a relation, quoted, to the new one
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
-	newLeaves map[string]bool
-	dropped   map[string]bool // relations that are dropped on the target, quoted
-	own       map[uint32]bool // what is a table of its own now
+	dropped   map[string]bool   // relations that are dropped on the target, quoted
+	columnsGo [][2]string       // columns that are dropped there: table and name, quoted
+	own       map[uint32]bool   // what is a table of its own now
+	apart     map[string]bool   // partitions that could not be attached on the target: schema and name
 
 	// Names may go from one relation to another. What is gone goes first; then those move out of the way whose new names are taken.
 	gone, aside, named []SchemaStep
 	taken              map[Relation]bool // names that relations had, without IDs
+}
+
+func newSchemaDiff(p *schemaPlan, before []SchemaObject, early bool) *schemaDiff {
+	d := &schemaDiff{
+		schemaPlan: p, early: early, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{},
+		newTables: map[string]bool{}, dropped: map[string]bool{}, apart: map[string]bool{},
+	}
+	for _, o := range before {
+		if o.Type == "TABLE ATTACH" && o.State == ObjectFailed {
+			d.apart[o.Schema+"\x00"+o.Name] = true
+		}
+	}
+	return d
 }
 
 func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
@@ -37,6 +52,9 @@ func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
 		now[t.ID], d.own[t.ID] = t, true
 	}
 	for _, k := range known {
+		if now[k.ID] == nil && isLeaf(now, k.ID) { // what was written to it last is in a log that is not read any more
+			d.Empty = append(d.Empty, k)
+		}
 		if now[k.ID] == nil && !isLeaf(now, k.ID) {
 			d.gone = append(d.gone, SchemaStep{SQL: fmt.Sprintf(`DROP TABLE IF EXISTS %s CASCADE`, k.Ident())})
 			for _, r := range k.relations() {
@@ -84,7 +102,8 @@ func (d *schemaDiff) table(k, t *Table) {
 		d.rename(k.Relation, t.Relation)
 		d.sayf("table %s is %s now", k, t)
 	}
-	changed = d.leaves(k, t) || changed
+	leavesChanged, whole := d.leaves(k, t)
+	changed = leavesChanged || changed
 	columnsChanged, keyNames := d.columnsOf(k, t)
 	if !slices.Equal(keyNames, t.Key) {
 		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
@@ -95,7 +114,7 @@ func (d *schemaDiff) table(k, t *Table) {
 	if d.checks(k, t) {
 		changed = true
 	}
-	resent := columnsChanged && (t.Keyless() || rewritten(k, t))
+	resent := whole || columnsChanged && (t.Keyless() || rewritten(k, t))
 	if resent {
 		d.Empty, d.resent = append(d.Empty, k), append(d.resent, t)
 		d.sayf("table %s is sent whole again", t)
@@ -178,42 +197,61 @@ func (d *schemaDiff) rename(from, to Relation) {
 	d.names[from.Schema+"\x00"+from.Name] = to.Schema + "\x00" + to.Name
 }
 
-// leaves compares the partitions of a table.
-func (d *schemaDiff) leaves(k, t *Table) (changed bool) {
+// leaves compares the partitions of a table, and tells whether it has to be sent whole.
+func (d *schemaDiff) leaves(k, t *Table) (changed, whole bool) {
 	if t.Kind != KindPartitioned {
-		return false
+		return false, false
 	}
 	a := adopted{Table: t}
-	for _, l := range t.Leaves {
-		i := slices.IndexFunc(k.Leaves, func(o Leaf) bool { return o.ID == l.ID })
-		switch {
-		case i < 0:
-			a.leaves = append(a.leaves, l.Relation)
-			d.newTables[l.Schema+"\x00"+l.Name], d.newLeaves[l.Schema+"\x00"+l.Name] = true, true
-			d.sayf("partition %s of %s is new", l.Relation, t)
-		case k.Leaves[i].Relation != l.Relation:
-			d.rename(k.Leaves[i].Relation, l.Relation)
-			changed = true
+	before := slices.Clone(k.Leaves)
+	for i, o := range before {
+		if d.apart[o.Schema+"\x00"+o.Name] { // it is made anew
+			before[i].ID = 0
 		}
 	}
-	for _, o := range k.Leaves {
-		if !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return o.ID == l.ID }) {
-			sql := fmt.Sprintf(`DROP TABLE IF EXISTS %s`, o.Ident())
-			if !d.own[o.ID] {
-				d.dropped[o.Ident()] = true
-			} else {
-				sql = fmt.Sprintf(`ALTER TABLE %s DETACH PARTITION %s`, k.Ident(), o.Ident())
-			}
-			d.gone = append(d.gone, SchemaStep{SQL: sql})
-			d.sayf("partition %s of %s is gone", o.Relation, t)
+	for _, l := range t.Leaves {
+		i := slices.IndexFunc(before, func(o Leaf) bool { return o.ID == l.ID })
+		if i < 0 {
+			a.leaves = append(a.leaves, l.Relation)
+			d.newTables[l.Schema+"\x00"+l.Name] = true
+			d.sayf("partition %s of %s is new", l.Relation, t)
+			continue
+		}
+		if before[i].Relation != l.Relation {
+			d.rename(before[i].Relation, l.Relation)
 			changed = true
 		}
+		if before[i].Attached != "" && before[i].Attached != l.Attached { // its root's triggers did not see what was written while it was detached
+			a.leaves = append(a.leaves, l.Relation)
+			d.Empty = append(d.Empty, &Table{Relation: before[i].Relation, Kind: KindOrdinary, Key: k.Key})
+			d.sayf("partition %s of %s was detached and attached again, and is sent whole", l.Relation, t)
+		}
+	}
+	for _, o := range before {
+		if slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return o.ID == l.ID }) {
+			continue
+		}
+		sql := fmt.Sprintf(`DROP TABLE IF EXISTS %s`, o.Ident())
+		if !d.own[o.ID] {
+			d.dropped[o.Ident()] = true
+		} else {
+			sql = detach(o.Relation)
+		}
+		d.gone = append(d.gone, SchemaStep{SQL: sql})
+		d.sayf("partition %s of %s is gone", o.Relation, t)
+		changed, whole = true, t.Keyless() // its rows' images may be those of others
 	}
 	if len(a.leaves) > 0 {
 		d.adopted = append(d.adopted, a)
 		changed = true
 	}
-	return changed
+	return changed, whole
+}
+
+// detach is the statement that detaches a partition from whatever it is in.
+func detach(leaf Relation) string {
+	return fmt.Sprintf(`DO $do$ DECLARE parent regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass('%s')); BEGIN
+		IF parent IS NOT NULL THEN EXECUTE format('ALTER TABLE %%s DETACH PARTITION %%s', parent, '%[1]s'::regclass); END IF; END $do$`, quoteText(leaf.Ident()))
 }
 
 // columnsOf compares columns by their number, which a new name does not change. It returns the old key under new names.
@@ -233,6 +271,7 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 	for _, c := range k.Columns {
 		if find(t, c.Num) == nil {
 			alter(`DROP COLUMN IF EXISTS %s CASCADE`, quoteName(c.Name))
+			d.columnsGo = append(d.columnsGo, [2]string{k.Ident(), quoteName(c.Name)})
 			d.sayf("column %s of %s was dropped", c.Name, t)
 		}
 	}
@@ -259,9 +298,16 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 			if slices.Contains(t.Key, c.Name) {
 				d.refusef("The type of key column %s of table %s is %s now: that cannot be followed while changes are captured with the old one. Undo it, or abort and start again.", c.Name, t, c.Type)
 			}
+			if c.Generated {
+				alter(`DROP COLUMN IF EXISTS %s CASCADE`, quoteName(c.Name))
+				d.columnsGo = append(d.columnsGo, [2]string{t.Ident(), quoteName(c.Name)})
+				d.add(t, c)
+				d.sayf("column %s of %s is of type %s now", c.Name, t, c.Type)
+				continue
+			}
 			alter(`ALTER COLUMN %s DROP DEFAULT`, quoteName(c.Name))
 			alter(`ALTER COLUMN %[2]s TYPE %[3]s USING %[2]s::%[3]s`, quoteName(c.Name), c.Type)
-			if c.Default != "" && !c.Generated {
+			if c.Default != "" {
 				alter(`ALTER COLUMN %s SET DEFAULT %s`, quoteName(c.Name), c.Default)
 			}
 			d.sayf("column %s of %s is of type %s now", c.Name, t, c.Type)
@@ -273,6 +319,10 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 				alter(`ALTER COLUMN %s SET DEFAULT %s`, quoteName(c.Name), c.Default)
 			}
 			d.sayf("column %s of %s has another default", c.Name, t)
+		}
+		if o.Default != c.Default && c.Generated && o.Generated && o.Type == c.Type {
+			alter(`ALTER COLUMN %s SET EXPRESSION AS (%s)`, quoteName(c.Name), c.Default)
+			d.sayf("column %s of %s is generated from another expression", c.Name, t)
 		}
 		if o.NotNull != c.NotNull {
 			d.notNull(t, c)
@@ -345,7 +395,11 @@ func (d *schemaDiff) add(t *Table, c Column) {
 	}
 	switch {
 	case c.Generated:
-		d.stepf(`%s GENERATED ALWAYS AS (%s) STORED`, sql, c.Default)
+		kind := "STORED"
+		if c.Virtual {
+			kind = "VIRTUAL"
+		}
+		d.stepf(`%s GENERATED ALWAYS AS (%s) %s`, sql, c.Default, kind)
 		return
 	case c.Identity != "":
 		kind := "BY DEFAULT"

@@ -13,8 +13,9 @@ import (
 // How the objects that pg_dump knows are compared: all but tables and their columns.
 
 // objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what comes last.
-func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (last []SchemaStep) {
+func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []SchemaStep) {
 	known, remade, next := d.knownObjects(before)
+	withColumns := d.goesWithColumns(known)
 	var first, attach []SchemaStep
 	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
 	for _, o := range now {
@@ -24,6 +25,13 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		old, ok := known[o.String()]
 		delete(known, o.String())
 		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
+		switch {
+		case !ok || !same || old.State == ObjectPending:
+		case withColumns[old.ID]: // the column is there again, and what is of it
+			same, old.State = false, ObjectPending
+		case old.State == ObjectFailed && old.Stage != StageSwitch && !d.early: // perhaps it can be made now
+			same, old.State = false, ObjectDone
+		}
 		if ok && (same || untold(o)) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
@@ -36,7 +44,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		}
 		there := ok && old.State == ObjectDone // else there is nothing to be replaced
 		o.State = ObjectPending
-		later := o.Stage == StageSwitch || (early && (o.Stage == StageForeign || o.Stage == StageFinish || o.Type == "INDEX ATTACH")) // the root's index may not be built yet
+		later := o.Stage == StageSwitch || (d.early && (o.Stage == StageForeign || o.Stage == StageFinish || o.Type == "INDEX ATTACH")) // the root's index may not be built yet
 		if later && (!ok || old.State != ObjectDone) {
 			d.Objects = append(d.Objects, o) // when its time comes
 			continue
@@ -47,17 +55,17 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 		step := SchemaStep{SQL: o.SQL, Object: &object}
 		relation := o.Schema + "\x00" + strings.SplitN(o.Name, " ", 2)[0]
 		switch {
-		case o.Type == "TABLE" && !d.newTables[o.Schema+"\x00"+o.Name]:
-			continue // a view's companion, say; its columns are compared elsewhere
 		case o.Type == "TABLE":
 			last = append(last, SchemaStep{SQL: strings.Replace(o.SQL, "CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ", 1)})
 			continue
 		case o.Type == "TABLE ATTACH", o.Type == "INDEX ATTACH":
+			if o.Type == "TABLE ATTACH" && there {
+				step.SQL = detach(Relation{Schema: o.Schema, Name: o.Name}) + ";\n" + o.SQL // with other bounds
+			}
 			attach = append(attach, step) // after the leaf's own indexes, which are then taken for the root's
 			continue
 		case o.Type == "TYPE" && there && strings.Contains(o.SQL, " AS ENUM ("):
-			d.Labels = append(d.Labels, newLabels(o.SQL, old.SQL)...)
-			d.sayf("%s has new labels", o)
+			d.labels(o, old)
 			continue
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
 		case there:
@@ -87,7 +95,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent, early bool) (la
 			last = append(last, step)
 		}
 	}
-	d.drop(known)
+	last = append(d.drop(known), last...)
 	d.Steps = append(d.Steps, first...)
 	return attached(last, attach)
 }
@@ -140,6 +148,29 @@ func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 	return goes
 }
 
+// goesWithColumns tells which objects may be gone when the columns are that were dropped. What is there nevertheless is found there.
+func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject) map[int]bool {
+	goes := map[int]bool{}
+	var views []string
+	for again := len(d.columnsGo) > 0; again; {
+		again = false
+		for _, o := range known {
+			if goes[o.ID] || slices.Contains([]string{"TABLE", "FUNCTION", "PROCEDURE", "TABLE ATTACH", "SEQUENCE"}, o.Type) {
+				continue
+			}
+			if !slices.ContainsFunc(views, func(name string) bool { return strings.Contains(o.SQL, name) }) &&
+				!slices.ContainsFunc(d.columnsGo, func(c [2]string) bool { return strings.Contains(o.SQL, c[0]) && strings.Contains(o.SQL, c[1]) }) {
+				continue
+			}
+			goes[o.ID] = true
+			if o.Type == "VIEW" || o.Type == "MATERIALIZED VIEW" { // others are made of it
+				views, again = append(views, pgx.Identifier{o.Schema, o.Name}.Sanitize()), true
+			}
+		}
+	}
+	return goes
+}
+
 // attached puts the steps by which partitions join their roots where they have their own indexes, before foreign keys.
 func attached(last, attach []SchemaStep) []SchemaStep {
 	constraints := slices.IndexFunc(last, func(s SchemaStep) bool { return s.Object != nil && s.Object.Type == "FK CONSTRAINT" })
@@ -160,16 +191,23 @@ func standsAlone(o SchemaObject) bool {
 // policyHead is the name of a policy and its table, as pg_dump writes them.
 var policyHead = regexp.MustCompile(`^CREATE POLICY ("(?:[^"]|"")*" ON "(?:[^"]|"")*"\."(?:[^"]|"")*")`)
 
-// drop takes away what is not there any more.
-func (d *schemaDiff) drop(gone map[string]SchemaObject) {
-	for _, o := range gone {
-		sql := dropping(o)
-		if o.State != ObjectDone || sql == "" || o.Type == typeValidation {
+// drop takes away what is not there any more, the last made first. It returns what has to wait for that.
+func (d *schemaDiff) drop(gone map[string]SchemaObject) (last []SchemaStep) {
+	list := slices.SortedFunc(maps.Values(gone), func(a, b SchemaObject) int { return b.ID - a.ID })
+	for _, o := range list {
+		if o.State != ObjectDone || o.Type == typeValidation {
 			continue
 		}
-		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
-		d.sayf("%s was dropped", o)
+		switch sql := dropping(o); {
+		case sql != "":
+			d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
+			d.sayf("%s was dropped", o)
+		case o.Type == "TABLE": // one that holds no rows: a partition that had partitions, or one without columns
+			last = append(last, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('%s')) THEN
+				DROP TABLE IF EXISTS %s; END IF; END $do$`, quoteText(pgx.Identifier{o.Schema, o.Name}.Sanitize()), pgx.Identifier{o.Schema, o.Name}.Sanitize())})
+		}
 	}
+	return last
 }
 
 // renamed is an object's name and definition as they would be after the renames that are carried over anyway.
@@ -236,27 +274,4 @@ func dropping(o SchemaObject) string {
 		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, o.Undo)
 	}
 	return ""
-}
-
-var enumLabel = regexp.MustCompile(`'((?:[^']|'')*)'`)
-
-// newLabels are the statements that add the labels which an enum has and had not.
-func newLabels(now, before string) (statements []string) {
-	_, name, _ := strings.Cut(now, "CREATE TYPE ")
-	name, _, _ = strings.Cut(name, " AS ENUM ")
-	old := enumLabel.FindAllString(before, -1)
-	labels := enumLabel.FindAllString(now, -1)
-	for i, label := range labels {
-		if slices.Contains(old, label) {
-			continue
-		}
-		place := ""
-		if i > 0 {
-			place = " AFTER " + labels[i-1]
-		} else if len(labels) > 1 {
-			place = " BEFORE " + labels[1]
-		}
-		statements = append(statements, fmt.Sprintf(`ALTER TYPE %s ADD VALUE IF NOT EXISTS %s%s`, name, label, place))
-	}
-	return statements
 }

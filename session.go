@@ -145,8 +145,9 @@ func identify(ctx context.Context, pool *pgxpool.Pool, url *pgurl.URL) (Identity
 		            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
 		       current_database(), current_user,
 		       current_setting('server_version_num')::int, current_setting('server_version'),
-		       current_setting('server_encoding'), pg_database_size(current_database()), current_setting('max_parallel_workers')::int`).
-		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Size, &id.ParallelWorkers)
+		       current_setting('server_encoding'), (SELECT datcollate FROM pg_database WHERE datname = current_database()),
+		       (SELECT datctype FROM pg_database WHERE datname = current_database()), pg_database_size(current_database()), current_setting('max_parallel_workers')::int`).
+		Scan(&id.System, &id.Timeline, &id.Database, &id.Role, &id.Version, &id.VersionStr, &id.Encoding, &id.Collate, &id.CType, &id.Size, &id.ParallelWorkers)
 	if err == nil {
 		began := time.Now()
 		err = pool.Ping(ctx)

@@ -23,6 +23,8 @@ type herokuSnapshot struct {
 	source  bool // its tables have the OIDs and the column numbers that the journal knows
 	decoder *decoder
 	late    *lateKeys // nil: no changes are decoded
+	written string    // up to where the WAL was written when the snapshot was there
+	flushed bool      // up to there
 }
 
 // Snapshot implements [Source].
@@ -87,8 +89,8 @@ func (s *herokuSnapshot) begin(ctx context.Context, ours string) error {
 	}
 	batch.Queue(`
 		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
-		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8`).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline) })
+		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8, pg_current_wal_insert_lsn()::text`).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline, &s.written) })
 	batch.Queue(ours).QueryRow(func(row pgx.Row) error {
 		var text, slot string
 		if err := row.Scan(&text, &slot); err != nil {
@@ -183,10 +185,30 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	}
 	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT %s)`,
 		t.copied("t."), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)
+	if err == nil {
+		err = s.durable(ctx)
+	}
 	if err != nil {
 		return fail(err)
 	}
 	return rows, nil
+}
+
+// durable makes sure that no crash can take back what the snapshot sees. With synchronous_commit = off, commits are seen before they are on disk;
+// their numbers would be given to others after a crash, and what these write would be taken for known.
+func (s *herokuSnapshot) durable(ctx context.Context) error {
+	if s.flushed {
+		return nil
+	}
+	err := s.conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn`, s.written).Scan(&s.flushed)
+	if err == nil && !s.flushed { // a commit of ours has all of it flushed that was written before
+		_, err = s.decoder.pool.Exec(ctx, `SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, 'heroku_migrator', '')`)
+		s.flushed = err == nil
+	}
+	if err != nil {
+		return fmt.Errorf("have what the snapshot sees flushed: %w", err)
+	}
+	return nil
 }
 
 // Changes implements [Snapshot].
@@ -261,7 +283,10 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 	for i, c := range list {
 		changed[i] = c.Table
 	}
-	return list, s.Hold(ctx, changed)
+	if err := s.Hold(ctx, changed); err != nil {
+		return list, err
+	}
+	return list, s.durable(ctx)
 }
 
 // truncations adds which relations were emptied. They are told by name, since they have other OIDs on the other side.
@@ -332,11 +357,16 @@ func (s *herokuSnapshot) Hold(ctx context.Context, tables []*Table) error {
 		return fmt.Errorf("hold the changed tables: %w", err)
 	}
 	var rewritten *string
+	var gone bool
 	err := s.conn.QueryRow(ctx, `
-		SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
-		WHERE oid = ANY ($1::text[]::regclass[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, leaves).Scan(&rewritten)
+		SELECT (SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+		        WHERE oid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)),
+		       EXISTS (SELECT 1 FROM unnest($1::text[]) AS n WHERE to_regclass(n) IS NULL)`, leaves).Scan(&rewritten, &gone)
 	if err != nil {
 		return fmt.Errorf("hold the changed tables: %w", err)
+	}
+	if gone && s.source { // on the target, partitions may be dropped after the switch
+		return fmt.Errorf("hold the changed tables: a partition is gone: %w", ErrSchemaChanged)
 	}
 	if rewritten != nil {
 		return fmt.Errorf("%s: %w", *rewritten, ErrRewritten)

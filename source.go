@@ -209,7 +209,9 @@ type Identity struct {
 	Version    int    // as server_version_num: 150018
 	VersionStr string // 15.18
 	Encoding   string
-	Size       int64 // bytes of the database
+	Collate    string // LC_COLLATE of the database
+	CType      string // LC_CTYPE of the database
+	Size       int64  // bytes of the database
 	// Connections is how many connections to it this process can have: what is free for its role, and in its pool.
 	Connections int
 	// ParallelWorkers is max_parallel_workers: as near as SQL comes to the number of cores.
@@ -294,6 +296,8 @@ type Leaf struct {
 	Bytes    int64  `json:"bytes"` // heap and TOAST
 	// Reordered tells that its columns are in another order than the root's.
 	Reordered bool `json:"reordered,omitempty"`
+	// Attached is another one when a partition, or one that it is in, was detached and attached again.
+	Attached string `json:"attached,omitempty"`
 }
 
 // Column is a column of a table.
@@ -308,6 +312,7 @@ type Column struct {
 	Default   string  `json:"default,omitempty"`   // an expression; of a generated column, what it is generated from
 	Missing   *string `json:"missing,omitempty"`   // what rows have that were there before the column
 	Identity  string  `json:"identity,omitempty"`  // a: ALWAYS, d: BY DEFAULT
+	Virtual   bool    `json:"virtual,omitempty"`   // generated when it is read
 	Collation string  `json:"collation,omitempty"` // if it is not its type's; quoted
 }
 

@@ -1,0 +1,83 @@
+package migrator_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+)
+
+// What partitions, columns and types go through in one transaction, so that no trigger or no comparison of definitions alone would tell.
+func TestSchemaChangesInOneTransaction(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, changingTables...)
+	p.sql(t, `INSERT INTO part SELECT i, 'v' FROM generate_series(0, 0) i ON CONFLICT DO NOTHING`,
+		`CREATE TABLE bagged (a int, b text) PARTITION BY RANGE (a)`, `CREATE TABLE bagged_1 PARTITION OF bagged FOR VALUES FROM (0) TO (10)`, `CREATE TABLE bagged_rest PARTITION OF bagged DEFAULT`,
+		`INSERT INTO bagged SELECT i % 20, 'x' FROM generate_series(1, 100) i`,
+		`CREATE TABLE split (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)`, `CREATE TABLE split_rest PARTITION OF split DEFAULT`, `INSERT INTO split SELECT i, 'v' FROM generate_series(1, 300) i`,
+		`CREATE TABLE staging (id int PRIMARY KEY, v text)`, `INSERT INTO staging SELECT i, 's' FROM generate_series(200, 260) i`,
+		`CREATE TABLE other (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id)`,
+		`CREATE TABLE rates (id int PRIMARY KEY, a int, b int)`, `CREATE INDEX rates_a ON rates (a)`, `CREATE INDEX rates_b ON rates (b)`, `CREATE VIEW rated AS SELECT id, a FROM rates`,
+		`CREATE VIEW rated_twice AS SELECT id FROM rated`, `INSERT INTO rates SELECT i, i, i FROM generate_series(1, 50) i`)
+	untilInSync(t, p)
+	for _, step := range []struct {
+		name string
+		sql  []string
+	}{
+		{"detached, written to, attached", []string{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; UPDATE part_1 SET v = 'detached' WHERE id < 5; DELETE FROM part_1 WHERE id = 7; INSERT INTO part_1 VALUES (7, 'again');
+			DELETE FROM part_1 WHERE id = 8; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (100); COMMIT`}},
+		{"is followed", []string{`UPDATE part SET v = 'w' WHERE id = 20`, `DELETE FROM part_1 WHERE id = 21`}},
+		{"with other bounds", []string{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; DELETE FROM part_1 WHERE id > 90; UPDATE part_1 SET id = 150 WHERE id = 50; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (160); COMMIT`}},
+		{"detached and attached later", []string{`ALTER TABLE part DETACH PARTITION part_1`}},
+		{"attached again, changed before", []string{`BEGIN; DELETE FROM part_1 WHERE id = 10; UPDATE part_1 SET v = 'alone' WHERE id = 11; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (170); COMMIT`}},
+		{"own table, changed and attached", []string{`BEGIN; DELETE FROM staging WHERE id = 201; UPDATE staging SET id = 170 WHERE id = 260; ALTER TABLE part ATTACH PARTITION staging FOR VALUES FROM (170) TO (260); COMMIT`, `UPDATE part SET v = 'y' WHERE id = 202`}},
+		{"moved to another table", []string{`BEGIN; ALTER TABLE part DETACH PARTITION staging; DELETE FROM staging WHERE id = 203; ALTER TABLE other ATTACH PARTITION staging FOR VALUES FROM (100) TO (300); COMMIT`, `UPDATE other SET v = 'z' WHERE id = 204`}},
+		{"without a key: dropped, and the same images elsewhere", []string{`BEGIN; INSERT INTO bagged VALUES (5, 'x'), (15, 'x'); DROP TABLE bagged_1; COMMIT`, `INSERT INTO bagged VALUES (5, 'x')`}},
+		{"default partition split", []string{`BEGIN; CREATE TABLE split_1 (id int PRIMARY KEY, v text); INSERT INTO split_1 SELECT * FROM split_rest WHERE id < 100; DELETE FROM split_rest WHERE id < 100;
+			ALTER TABLE split ATTACH PARTITION split_1 FOR VALUES FROM (0) TO (100); COMMIT`, `UPDATE split SET v = 'w' WHERE id IN (5, 150)`}},
+		{"and emptied", []string{`TRUNCATE split_1`}},
+		{"partition with partitions", []string{`CREATE TABLE split_2 PARTITION OF split FOR VALUES FROM (1000) TO (2000) PARTITION BY RANGE (id)`, `CREATE TABLE split_2a PARTITION OF split_2 FOR VALUES FROM (1000) TO (1500)`,
+			`INSERT INTO split VALUES (1001, 'deep')`}},
+		{"and without", []string{`DROP TABLE split_2`}},
+		{"column and its index made anew", []string{`BEGIN; ALTER TABLE rates DROP COLUMN a CASCADE; ALTER TABLE rates ADD COLUMN a int; CREATE INDEX rates_a ON rates (a); DROP INDEX rates_b; CREATE VIEW rated AS SELECT id, a FROM rates;
+			CREATE VIEW rated_twice AS SELECT id FROM rated; COMMIT`}},
+		{"label renamed", []string{`ALTER TYPE mood RENAME VALUE 'happy' TO 'glad'`}},
+		{"label renamed, and others added", []string{`ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'`, `ALTER TYPE mood ADD VALUE 'sad' BEFORE 'blue'`, `ALTER TYPE mood ADD VALUE 'angry'`, `UPDATE users SET feels = 'sad' WHERE id = 3`}},
+		{"views dropped in a chain", []string{`DROP VIEW rated CASCADE`, `ALTER TABLE rates ADD COLUMN c int`}},
+		{"table without columns", []string{`CREATE TABLE nothing ()`, `ALTER TABLE rates ADD COLUMN d int`}},
+		{"sequence", []string{`CREATE SEQUENCE tickets START 5`, `SELECT nextval('tickets')`, `ALTER TABLE rates ADD COLUMN e int DEFAULT nextval('tickets')`}},
+		{"generated column of another type", []string{`ALTER TABLE rates ADD COLUMN g int GENERATED ALWAYS AS (b * 2) STORED`, `CREATE INDEX ON rates (g)`}},
+		{"generated column of yet another type", []string{`ALTER TABLE rates ALTER COLUMN g TYPE bigint`}},
+	} {
+		p.sql(t, step.sql...)
+		untilInSync(t, p)
+		p.requireEqual(t)
+		requireSameSchema(t, p)
+		t.Log(step.name)
+	}
+	m := p.migrator(t)
+	do(t, m, migrator.CommandSwitch)
+	p.requireEqual(t)
+	target := p.target.Connect(t)
+	execute(t, target, `BEGIN; ALTER TABLE part DETACH PARTITION part_1; UPDATE part_1 SET v = 'on the target' WHERE id = 30; DELETE FROM part_1 WHERE id = 31; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (170); COMMIT`,
+		`DROP TABLE split_1`, `UPDATE split SET v = 'back' WHERE id = 200`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+}
+
+// A label that has another name on the target after the switch is on rows of the source under its old one.
+func TestLabelRenamedOnTheTarget(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, changingTables...)
+	m := inSync(t, p)
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'`)
+	_, err := m.Do(t.Context(), migrator.CommandRevert, false)
+	require.ErrorContains(t, err, `label 'sad' of type "public"."mood" is gone or renamed`)
+	execute(t, p.target.Connect(t), `ALTER TYPE mood RENAME VALUE 'blue' TO 'sad'`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+}
