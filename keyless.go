@@ -114,11 +114,15 @@ func (s *herokuSnapshot) copyKeylessChunk(ctx context.Context, t *Table, w io.Wr
 		err = ErrTrimmed
 	}
 	if err == nil && len(files) > 0 {
-		var same bool
+		var same, gone bool
 		err = s.conn.QueryRow(ctx, `
-			SELECT bool_and(c.oid IS NOT NULL AND c.relfilenode = f.node AND pg_relation_filenode(c.oid) = f.node)
-			FROM (VALUES `+strings.Join(files, ", ")+`) AS f(id, node) LEFT JOIN pg_class c ON c.oid = f.id`).Scan(&same)
-		if err == nil && !same {
+			SELECT bool_and(c.relfilenode = f.node AND pg_relation_filenode(c.oid) IS NOT DISTINCT FROM f.node), bool_or(c.oid IS NULL OR pg_relation_filenode(c.oid) IS NULL)
+			FROM (VALUES `+strings.Join(files, ", ")+`) AS f(id, node) LEFT JOIN pg_class c ON c.oid = f.id`).Scan(&same, &gone)
+		switch {
+		case err != nil:
+		case gone: // a partition was dropped
+			err = ErrSchemaChanged
+		case !same:
 			err = ErrRewritten
 		}
 	}

@@ -97,6 +97,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 func (p *pair) sql(t *testing.T, statements ...string) {
 	t.Helper()
 	c := p.source.Connect(t)
+	defer c.Close(t.Context())
 	for _, s := range statements {
 		_, err := c.Exec(t.Context(), s)
 		require.NoError(t, err, s)

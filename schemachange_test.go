@@ -29,6 +29,7 @@ var changingTables = []string{
 func requireSameSchema(t *testing.T, p *pair) {
 	t.Helper()
 	read := func(c *pgx.Conn) (list []string) {
+		defer c.Close(t.Context())
 		rows, err := c.Query(t.Context(), `
 			SELECT format('column %s.%s %s %s %s %s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, pg_get_expr(adbin, adrelid))
 			FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef d ON adrelid = attrelid AND adnum = attnum

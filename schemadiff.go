@@ -17,7 +17,7 @@ type schemaDiff struct {
 	names     map[string]string // renamed: old name of a relation, quoted, to the new one
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
 	dropped   map[string]bool   // relations that are dropped on the target, quoted
-	columnsGo [][2]string       // columns that are dropped there: table and name, quoted
+	columnsGo [][2]string       // columns that are dropped there, or of another type: table and name, quoted
 	own       map[uint32]bool   // what is a table of its own now
 	apart     map[string]bool   // partitions that could not be attached on the target: schema and name
 
@@ -104,7 +104,7 @@ func (d *schemaDiff) table(k, t *Table) {
 	}
 	leavesChanged, whole := d.leaves(k, t)
 	changed = leavesChanged || changed
-	columnsChanged, keyNames := d.columnsOf(k, t)
+	columnsChanged, keyNames := d.columnsOf(k, t, whole || t.Keyless() || rewritten(k, t))
 	if !slices.Equal(keyNames, t.Key) {
 		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
 			t, strings.Join(t.Key, ", "), strings.Join(k.Key, ", "))
@@ -254,8 +254,9 @@ func detach(leaf Relation) string {
 		IF parent IS NOT NULL THEN EXECUTE format('ALTER TABLE %%s DETACH PARTITION %%s', parent, '%[1]s'::regclass); END IF; END $do$`, quoteText(leaf.Ident()))
 }
 
-// columnsOf compares columns by their number, which a new name does not change. It returns the old key under new names.
-func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
+// columnsOf compares columns by their number, which a new name does not change; emptied tells that there will be no rows. It returns the old key under
+// new names.
+func (d *schemaDiff) columnsOf(k, t *Table, emptied bool) (changed bool, key []string) {
 	key = slices.Clone(k.Key)
 	find := func(table *Table, num int) *Column {
 		i := slices.IndexFunc(table.Columns, func(c Column) bool { return c.Num == num })
@@ -295,22 +296,11 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 			d.sayf("column %s of %s is %s now", o.Name, t, c.Name)
 		}
 		if o.Type != c.Type {
-			if slices.Contains(t.Key, c.Name) {
-				d.refusef("The type of key column %s of table %s is %s now: that cannot be followed while changes are captured with the old one. Undo it, or abort and start again.", c.Name, t, c.Type)
-			}
-			if c.Generated {
-				alter(`DROP COLUMN IF EXISTS %s CASCADE`, quoteName(c.Name))
-				d.columnsGo = append(d.columnsGo, [2]string{t.Ident(), quoteName(c.Name)})
-				d.add(t, c)
-				d.sayf("column %s of %s is of type %s now", c.Name, t, c.Type)
+			d.columnType(t, c, emptied)
+			changed = true
+			if c.Generated { // it is another column
 				continue
 			}
-			alter(`ALTER COLUMN %s DROP DEFAULT`, quoteName(c.Name))
-			alter(`ALTER COLUMN %[2]s TYPE %[3]s USING %[2]s::%[3]s`, quoteName(c.Name), c.Type)
-			if c.Default != "" {
-				alter(`ALTER COLUMN %s SET DEFAULT %s`, quoteName(c.Name), c.Default)
-			}
-			d.sayf("column %s of %s is of type %s now", c.Name, t, c.Type)
 		}
 		if o.Default != c.Default && !c.Generated && o.Type == c.Type {
 			if c.Default == "" {
@@ -333,6 +323,33 @@ func (d *schemaDiff) columnsOf(k, t *Table) (changed bool, key []string) {
 		}
 	}
 	return changed, key
+}
+
+// columnType gives a column another type.
+func (d *schemaDiff) columnType(t *Table, c Column, emptied bool) {
+	name := quoteName(c.Name)
+	alter := func(format string, args ...any) {
+		d.stepf(`ALTER TABLE %s `+format, append([]any{t.Ident()}, args...)...)
+	}
+	if slices.Contains(t.Key, c.Name) {
+		d.refusef("The type of key column %s of table %s is %s now: that cannot be followed while changes are captured with the old one. Undo it, or abort and start again.", c.Name, t, c.Type)
+	}
+	d.columnsGo = append(d.columnsGo, [2]string{t.Ident(), name})
+	d.sayf("column %s of %s is of type %s now", c.Name, t, c.Type)
+	if c.Generated {
+		alter(`DROP COLUMN IF EXISTS %s CASCADE`, name)
+		d.add(t, c)
+		return
+	}
+	alter(`ALTER COLUMN %s DROP DEFAULT`, name)
+	using := name
+	if emptied { // there need not be a cast
+		using = "NULL"
+	}
+	alter(`ALTER COLUMN %[2]s TYPE %[3]s USING %[4]s::%[3]s`, name, c.Type, using)
+	if c.Default != "" {
+		alter(`ALTER COLUMN %s SET DEFAULT %s`, name, c.Default)
+	}
 }
 
 // renameColumns gives columns their new names. One whose new name is still that of another steps aside first.

@@ -24,15 +24,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		}
 		old, ok := known[o.String()]
 		delete(known, o.String())
-		same := old.SQL == o.SQL && (o.Type != typeValidation || !anew[o.Schema+"\x00"+o.Name])
-		switch {
-		case !ok || !same || old.State == ObjectPending:
-		case withColumns[old.ID]: // the column is there again, and what is of it
-			same, old.State = false, ObjectPending
-		case old.State == ObjectFailed && old.Stage != StageSwitch && !d.early: // perhaps it can be made now
-			same, old.State = false, ObjectDone
-		}
-		if ok && (same || untold(o)) {
+		if again := o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name]; ok && !again && d.unchanged(&old, o, withColumns[old.ID]) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -80,24 +72,36 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			}
 			d.sayf("%s is new", o)
 		}
-		if remade[o.String()] { // after the one that goes
-			last = append(last, step)
-			continue
-		}
-		if strings.Contains(o.SQL, "ADD GENERATED") { // an identity column's sequence, which comes with the column
-			last = append(last, step)
-			continue
-		}
-		switch o.Type {
-		case "SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION", "COLLATION":
+		if !remade[o.String()] && neededByColumns(o) { // else after the one that goes
 			first = append(first, step)
-		default:
+		} else {
 			last = append(last, step)
 		}
 	}
 	last = append(d.drop(known), last...)
 	d.Steps = append(d.Steps, first...)
 	return attached(last, attach)
+}
+
+// unchanged tells whether an object is what it was; goes, whether it may be gone with a column. If it has to be made, old says what is there.
+func (d *schemaDiff) unchanged(old *SchemaObject, o SchemaObject, goes bool) bool {
+	switch {
+	case old.SQL != o.SQL && !untold(o):
+		return false
+	case old.State == ObjectPending:
+	case goes: // the column is there again, and what is of it
+		old.State = ObjectPending
+		return false
+	case old.State == ObjectFailed && old.Stage != StageSwitch && !d.early: // perhaps it can be made now
+		old.State = ObjectDone
+		return false
+	}
+	return true
+}
+
+// neededByColumns tells whether an object comes before columns. The sequence of an identity column comes with it.
+func neededByColumns(o SchemaObject) bool {
+	return slices.Contains([]string{"SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION", "COLLATION"}, o.Type) && !strings.Contains(o.SQL, "ADD GENERATED")
 }
 
 // knownObjects are those that are there when tables were dropped and renamed, by their names. What has the name of one that is gone then is remade.
@@ -163,7 +167,8 @@ func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject) map[int]bool
 				continue
 			}
 			goes[o.ID] = true
-			if o.Type == "VIEW" || o.Type == "MATERIALIZED VIEW" { // others are made of it
+			if o.Type == "VIEW" || o.Type == "MATERIALIZED VIEW" { // others are made of it; and a column that it reads can be of no other type
+				d.stepf(`%s CASCADE`, dropping(o))
 				views, again = append(views, pgx.Identifier{o.Schema, o.Name}.Sanitize()), true
 			}
 		}

@@ -20,7 +20,7 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		`CREATE TABLE staging (id int PRIMARY KEY, v text)`, `INSERT INTO staging SELECT i, 's' FROM generate_series(200, 260) i`,
 		`CREATE TABLE other (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id)`,
 		`CREATE TABLE rates (id int PRIMARY KEY, a int, b int)`, `CREATE INDEX rates_a ON rates (a)`, `CREATE INDEX rates_b ON rates (b)`, `CREATE VIEW rated AS SELECT id, a FROM rates`,
-		`CREATE VIEW rated_twice AS SELECT id FROM rated`, `INSERT INTO rates SELECT i, i, i FROM generate_series(1, 50) i`)
+		`CREATE VIEW rated_twice AS SELECT id FROM rated`, `INSERT INTO rates SELECT i, i + 0, i + 0 FROM generate_series(1, 50) i`)
 	untilInSync(t, p)
 	for _, step := range []struct {
 		name string
@@ -48,6 +48,13 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		{"views dropped in a chain", []string{`DROP VIEW rated CASCADE`, `ALTER TABLE rates ADD COLUMN c int`}},
 		{"table without columns", []string{`CREATE TABLE nothing ()`, `ALTER TABLE rates ADD COLUMN d int`}},
 		{"sequence", []string{`CREATE SEQUENCE tickets START 5`, `SELECT nextval('tickets')`, `ALTER TABLE rates ADD COLUMN e int DEFAULT nextval('tickets')`}},
+		{"type that there is no cast to, under a view", []string{`ALTER TABLE rates ADD COLUMN at bigint`, `UPDATE rates SET at = 1700000000 + id`, `CREATE VIEW rated AS SELECT id, at FROM rates`,
+			`CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM rated`}},
+		{"and another type", []string{`BEGIN; DROP VIEW rated CASCADE; ALTER TABLE rates ALTER at TYPE timestamptz USING to_timestamp(at); CREATE VIEW rated AS SELECT id, at FROM rates;
+			CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM rated; COMMIT`}},
+		{"a view, a function and a sequence alone", []string{`CREATE VIEW alone AS SELECT 1 AS one`, `CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'`, `CREATE SEQUENCE numbers`}},
+		{"a view replaced", []string{`CREATE OR REPLACE VIEW alone AS SELECT 1 AS one, 2 AS two`, `CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 2'`}},
+		{"clustered", []string{`CLUSTER rates USING rates_pkey`}},
 		{"generated column of another type", []string{`ALTER TABLE rates ADD COLUMN g int GENERATED ALWAYS AS (b * 2) STORED`, `CREATE INDEX ON rates (g)`}},
 		{"generated column of yet another type", []string{`ALTER TABLE rates ALTER COLUMN g TYPE bigint`}},
 	} {
@@ -57,10 +64,12 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		requireSameSchema(t, p)
 		t.Log(step.name)
 	}
+	require.EqualValues(t, 2, count(t, p.target.Connect(t), `SELECT one()`))
 	m := p.migrator(t)
 	do(t, m, migrator.CommandSwitch)
 	p.requireEqual(t)
 	target := p.target.Connect(t)
+	require.EqualValues(t, 50, count(t, target, `SELECT n FROM counted`))
 	execute(t, target, `BEGIN; ALTER TABLE part DETACH PARTITION part_1; UPDATE part_1 SET v = 'on the target' WHERE id = 30; DELETE FROM part_1 WHERE id = 31; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (170); COMMIT`,
 		`DROP TABLE split_1`, `UPDATE split SET v = 'back' WHERE id = 200`)
 	do(t, m, migrator.CommandRevert)

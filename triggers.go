@@ -153,10 +153,25 @@ func (t *Table) logsArrays() bool {
 	return len(t.Key) > 0
 }
 
+// shortKey tells whether the key's values take but a few bytes: an array of them is limited to 1 GiB.
+func (t *Table) shortKey() bool {
+	for _, c := range t.Columns {
+		name, _, _ := strings.Cut(c.Type, "(")
+		if slices.Contains(t.Key, c.Name) && slices.Contains([]string{"text", "character varying", "numeric", "bytea"}, name) {
+			return false
+		}
+	}
+	return true
+}
+
 // logStatement is the body of a statement-level trigger. The first keys are entered one by one, as most statements have few; those of a
 // bulk statement as one array, which costs a fraction of as many rows; and, so that memory is bounded, those of a huge one as many.
 func (t *Table) logStatement(keys, rows string) string {
-	const few, much, each = 50, 250_000, 1000
+	const few, each = 50, 1000
+	much := 250_000
+	if !t.shortKey() {
+		much = 10_000
+	}
 	one := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM %s", logName(t.ID), t.logColumns(), keys, rows)
 	if !t.logsArrays() {
 		return fmt.Sprintf(`
