@@ -16,7 +16,7 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 	if err != nil {
 		return nil, nil, err
 	}
-	now, err := src.DumpSchema(ctx)
+	now, _, err := src.DumpSchema(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -62,32 +62,50 @@ func (o SchemaObject) String() string {
 // dumpTools finds pg_dump and pg_restore when they are first needed.
 type dumpTools struct{ dump, restore string }
 
-// DumpSchema implements [Source] by pg_dump and pg_restore.
-func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
+// DumpSchema implements [Source] by pg_dump and pg_restore. They and we look at one snapshot.
+func (h *Heroku) DumpSchema(ctx context.Context) (objects []SchemaObject, fingerprint string, err error) {
+	err = pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, fingerprintSQL).Scan(&fingerprint); err != nil {
+			return err
+		}
+		objects, err = h.dumpSchema(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("dump the schema: %w", err)
+	}
+	return objects, fingerprint, nil
+}
+
+func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, error) {
 	tools, err := pgdump.Find(ctx, h.tools.dump, h.tools.restore)
 	if err != nil {
-		return nil, fmt.Errorf("dump the schema: %w", err)
+		return nil, err
 	}
 	url, err := h.url.current(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("dump the schema: %w", err)
+		return nil, err
 	}
-	entries, err := pgdump.Schema(ctx, tools, url.LibpqEnv(), SchemaName)
+	var snapshot string
+	if err := tx.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
+		return nil, err
+	}
+	entries, err := pgdump.Schema(ctx, tools, url.LibpqEnv(), SchemaName, snapshot)
 	if failed := new(pgdump.Error); errors.As(err, &failed) {
 		if failed.LockTimeout() {
-			return nil, fmt.Errorf("dump the schema: %w: another session holds an exclusive lock on a table", ErrBusy)
+			return nil, fmt.Errorf("%w: another session holds an exclusive lock on a table", ErrBusy)
 		}
 		if failed.Passing() {
-			return nil, fmt.Errorf("dump the schema: %w: %s", errPassing, pgurl.Redact(err.Error(), url))
+			return nil, fmt.Errorf("%w: %s", errPassing, pgurl.Redact(err.Error(), url))
 		}
-		return nil, fmt.Errorf("dump the schema: %s", pgurl.Redact(err.Error(), url))
+		return nil, errors.New(pgurl.Redact(err.Error(), url))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("dump the schema: %w", err)
+		return nil, err
 	}
-	owners, err := h.objectTables(ctx)
+	owners, err := objectTables(ctx, tx)
 	if err != nil {
-		return nil, fmt.Errorf("dump the schema: %w", err)
+		return nil, err
 	}
 	var objects []SchemaObject
 	for _, e := range entries {
@@ -105,12 +123,12 @@ func (h *Heroku) DumpSchema(ctx context.Context) ([]SchemaObject, error) {
 			objects = append(objects, validation)
 		}
 	}
-	if err := noteLabels(ctx, h.pool, objects); err != nil {
-		return nil, fmt.Errorf("dump the schema: %w", err)
+	if err := noteLabels(ctx, tx, objects); err != nil {
+		return nil, err
 	}
-	views, err := h.viewOrder(ctx)
+	views, err := viewOrder(ctx, tx)
 	if err != nil {
-		return nil, fmt.Errorf("dump the schema: %w", err)
+		return nil, err
 	}
 	for _, v := range views {
 		objects = append(objects, SchemaObject{
@@ -145,8 +163,8 @@ func (o SchemaObject) unvalidated() (adding, validation SchemaObject, ok bool) {
 
 // viewOrder lists materialised views, each after those that it reads: it uses more of them than any of these does. The
 // dump's order is another one, since a view may stand in it before what it reads.
-func (h *Heroku) viewOrder(ctx context.Context) ([]Relation, error) {
-	rows, err := h.pool.Query(ctx, `
+func viewOrder(ctx context.Context, q querier) ([]Relation, error) {
+	rows, err := q.Query(ctx, `
 		WITH RECURSIVE used(view, classid, objid) AS (
 			SELECT oid, 'pg_class'::regclass::oid, oid FROM pg_class WHERE relkind = 'm'
 			UNION
@@ -207,8 +225,8 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 //
 // A function written BEGIN ATOMIC may rely on a primary key (GROUP BY id), of any table. pg_dump has it after the keys
 // then, and what uses it in an expression (late) cannot be created together with its own table's indexes.
-func (h *Heroku) objectTables(ctx context.Context) (map[string]objectOwner, error) {
-	rows, err := h.pool.Query(ctx, `
+func objectTables(ctx context.Context, q querier) (map[string]objectOwner, error) {
+	rows, err := q.Query(ctx, `
 		WITH RECURSIVE late AS (
 			SELECT classid, objid FROM pg_depend WHERE classid = 'pg_proc'::regclass AND refclassid = 'pg_constraint'::regclass
 			UNION
@@ -312,11 +330,12 @@ func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject) (
 		if err != nil {
 			return nil, err
 		}
-		if *objects, err = src.DumpSchema(ctx); err != nil {
+		var fingerprint string
+		if *objects, fingerprint, err = src.DumpSchema(ctx); err != nil {
 			return nil, err
 		}
 		again, err := src.Catalog(ctx)
-		if err != nil || again.Fingerprint == cat.Fingerprint {
+		if err != nil || (fingerprint == cat.Fingerprint && again.Fingerprint == cat.Fingerprint) {
 			return cat, err
 		}
 		if err := sleep(ctx, backoff(attempt, 100*time.Millisecond, 5*time.Second)); err != nil {

@@ -154,7 +154,7 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	if err != nil || cat.Fingerprint == state.Schema {
 		return nil, err
 	}
-	now, err := src.DumpSchema(ctx)
+	now, fingerprint, err := src.DumpSchema(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	if err != nil {
 		return nil, err
 	}
-	if again.Fingerprint != cat.Fingerprint {
+	if fingerprint != cat.Fingerprint || again.Fingerprint != cat.Fingerprint {
 		return nil, fmt.Errorf("the source's schema changes at this moment: %w", ErrBusy)
 	}
 	tables, err := dst.Journal().Tables(ctx)

@@ -28,8 +28,9 @@ type Source interface {
 	// Catalog lists the tables to be moved, with their keys, columns and sizes.
 	Catalog(ctx context.Context) (*Catalog, error)
 
-	// DumpSchema returns the definition of everything but the rows, in an order in which it can be created.
-	DumpSchema(ctx context.Context) ([]SchemaObject, error)
+	// DumpSchema returns the definition of everything but the rows, in an order in which it can be created, and the fingerprint of the
+	// schema at the instant that they are of.
+	DumpSchema(ctx context.Context) (objects []SchemaObject, fingerprint string, err error)
 
 	// Claim makes the migration known on the source and its epoch the only one that may change
 	// anything of ours there. It is called by a process that has just taken the lead on the target,

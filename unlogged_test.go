@@ -38,17 +38,45 @@ func TestUnloggedTablesAreEmptiedByAFailover(t *testing.T) {
 	p.requireEqual(t)
 }
 
-// lateChange changes the schema right after it was dumped for the first time.
+// lateChange changes the schema right before and after it was dumped for the first time.
 type lateChange struct {
 	*migrator.Heroku
-	once   sync.Once
-	change func()
+	once           sync.Once
+	before, change func()
 }
 
-func (s *lateChange) DumpSchema(ctx context.Context) ([]migrator.SchemaObject, error) {
-	objects, err := s.Heroku.DumpSchema(ctx)
-	s.once.Do(s.change)
-	return objects, err
+func (s *lateChange) DumpSchema(ctx context.Context) (objects []migrator.SchemaObject, fingerprint string, err error) {
+	dumped := false
+	s.once.Do(func() {
+		if s.before != nil {
+			s.before()
+		}
+		objects, fingerprint, err = s.Heroku.DumpSchema(ctx)
+		s.change()
+		dumped = true
+	})
+	if dumped {
+		return objects, fingerprint, err
+	}
+	return s.Heroku.DumpSchema(ctx)
+}
+
+// A column that comes after the first look at the catalog and is gone by the second is in the dump between them.
+func TestColumnThatIsThereOnlyInTheDump(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, changingTables...)
+	untilInSync(t, p)
+	src, dst := p.open(t)
+	p.sql(t, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200)`, `INSERT INTO part VALUES (150, 'v')`)
+	m, err := migrator.New(migrator.Config{Target: dst, Logger: testLogger(t), Source: &lateChange{
+		Heroku: src, before: func() { p.sql(t, `ALTER TABLE part ADD COLUMN brief int`) }, change: func() { p.sql(t, `ALTER TABLE part DROP COLUMN brief`) },
+	}})
+	require.NoError(t, err)
+	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+	p.requireEqual(t)
+	requireSameSchema(t, p)
+	do(t, m, migrator.CommandSwitch)
 }
 
 // A column that comes between the dump of the schema and the look at the tables is not taken for one that the target has.

@@ -98,12 +98,18 @@ type Entry struct {
 }
 
 // Schema dumps the definition of a database, but for the schema left out. env is the environment of the
-// programs beyond PATH: libpq's variables.
-func Schema(ctx context.Context, tools Tools, env []string, leaveOut string) ([]Entry, error) {
-	archive, err := run(ctx, tools.Dump, env, nil, "--schema-only", "--format=custom", "--compress=0",
+// programs beyond PATH: libpq's variables. snapshot is one that was exported; empty: one of its own.
+func Schema(ctx context.Context, tools Tools, env []string, leaveOut, snapshot string) ([]Entry, error) {
+	args := []string{
+		"--schema-only", "--format=custom", "--compress=0",
 		"--encoding=UTF8", // what we speak to the target, whatever the source's own is
 		"--no-owner", "--no-privileges", "--no-tablespaces", "--no-subscriptions", "--no-publications", "--no-security-labels",
-		"--quote-all-identifiers", "--lock-wait-timeout=2000", "--no-password", "--exclude-schema="+leaveOut)
+		"--quote-all-identifiers", "--lock-wait-timeout=2000", "--no-password", "--exclude-schema=" + leaveOut,
+	}
+	if snapshot != "" {
+		args = append(args, "--snapshot="+snapshot)
+	}
+	archive, err := run(ctx, tools.Dump, env, nil, args...)
 	if err != nil {
 		return nil, err
 	}
