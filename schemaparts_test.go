@@ -34,6 +34,10 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		{"attached again, changed before", []string{`BEGIN; DELETE FROM part_1 WHERE id = 10; UPDATE part_1 SET v = 'alone' WHERE id = 11; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (170); COMMIT`}},
 		{"own table, changed and attached", []string{`BEGIN; DELETE FROM staging WHERE id = 201; UPDATE staging SET id = 170 WHERE id = 260; ALTER TABLE part ATTACH PARTITION staging FOR VALUES FROM (170) TO (260); COMMIT`, `UPDATE part SET v = 'y' WHERE id = 202`}},
 		{"moved to another table", []string{`BEGIN; ALTER TABLE part DETACH PARTITION staging; DELETE FROM staging WHERE id = 203; ALTER TABLE other ATTACH PARTITION staging FOR VALUES FROM (100) TO (300); COMMIT`, `UPDATE other SET v = 'z' WHERE id = 204`}},
+		{"captured by another key", []string{`CREATE TABLE wild (id int NOT NULL, v text NOT NULL UNIQUE)`, `INSERT INTO wild SELECT i, 'w' || i FROM generate_series(300, 320) i`}},
+		{"attached", []string{`DELETE FROM wild WHERE id = 301`, `ALTER TABLE part ATTACH PARTITION wild FOR VALUES FROM (300) TO (400)`, `UPDATE part SET v = 'p' WHERE id = 302`, `UPDATE wild SET v = 'q' WHERE id = 303`}},
+		{"and detached", []string{`ALTER TABLE part DETACH PARTITION wild`, `INSERT INTO wild VALUES (321, 'r')`, `DELETE FROM wild WHERE id = 304`}},
+		{"and written to", []string{`UPDATE wild SET id = id + 1000`}},
 		{"without a key: dropped, and the same images elsewhere", []string{`BEGIN; INSERT INTO bagged VALUES (5, 'x'), (15, 'x'); DROP TABLE bagged_1; COMMIT`, `INSERT INTO bagged VALUES (5, 'x')`}},
 		{"default partition split", []string{`BEGIN; CREATE TABLE split_1 (id int PRIMARY KEY, v text); INSERT INTO split_1 SELECT * FROM split_rest WHERE id < 100; DELETE FROM split_rest WHERE id < 100;
 			ALTER TABLE split ATTACH PARTITION split_1 FOR VALUES FROM (0) TO (100); COMMIT`, `UPDATE split SET v = 'w' WHERE id IN (5, 150)`}},
