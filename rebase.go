@@ -32,17 +32,22 @@ func rebase(ctx context.Context, src Source, dst Target, s *State, all bool) err
 			return err
 		}
 	}
+	there, err := current(ctx, src) // under the names that they have by now; what is gone is followed later
+	if err != nil {
+		return err
+	}
 	var captured []*Table
-	for _, t := range tables {
-		if !t.Captured {
+	for _, s := range tables {
+		t, ok := there[s.Table.ID]
+		if !s.Captured || !ok {
 			continue
 		}
 		if failedOver {
-			if err := src.Capture(ctx, t.Table); err != nil {
+			if err := src.Capture(ctx, t); err != nil {
 				return err
 			}
 		}
-		captured = append(captured, t.Table)
+		captured = append(captured, t)
 	}
 	if err := src.Resend(ctx, captured, all || failedOver); err != nil {
 		return err

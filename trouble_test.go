@@ -86,11 +86,11 @@ func TestSourceFailsOverToAStandbyThatLags(t *testing.T) {
 	require.NoError(t, err)
 	time.Sleep(500 * time.Millisecond)
 	require.NoError(t, standby.Detach(t.Context()))
-	execute(t, before.Connect(t), `INSERT INTO markers SELECT generate_series(1, 9)`)
+	execute(t, before.Connect(t), `INSERT INTO markers SELECT generate_series(1, 9)`, `CREATE TABLE lost (id int PRIMARY KEY)`, `INSERT INTO lost SELECT generate_series(1, 5)`)
 	time.Sleep(time.Second)
 	writers.Stop()
 	waitFor(t, "what will be lost is on the target", func() bool {
-		return countOn(t, p.target, `SELECT count(*) FROM markers`) == 9
+		return countOn(t, p.target, `SELECT count(*) FROM markers`) == 9 && countOn(t, p.target, `SELECT count(*) FROM lost`) == 5
 	})
 	address.Point(nil)
 	waitFor(t, "it says why it waits", func() bool {
@@ -108,6 +108,7 @@ func TestSourceFailsOverToAStandbyThatLags(t *testing.T) {
 	do(t, m, migrator.CommandSwitch)
 	writers.Stop()
 	p.requireEqual(t)
+	require.Zero(t, count(t, p.target.Connect(t), `SELECT count(*) FROM pg_tables WHERE tablename = 'lost'`))
 	s, err := m.Status(t.Context())
 	require.NoError(t, err)
 	require.Nil(t, s.Waiting)
