@@ -18,12 +18,19 @@ type schemaDiff struct {
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
 	dropped   map[string]bool   // relations that are dropped on the target, quoted
 	columnsGo [][2]string       // columns that are dropped there, or of another type: table and name, quoted
+	undone    []undone          // what is not to be waited for any more
 	own       map[uint32]bool   // what is a table of its own now
 	apart     map[string]bool   // partitions that could not be attached on the target: schema and name
 
 	// Names may go from one relation to another. What is gone goes first; then those move out of the way whose new names are taken.
 	gone, aside, named []SchemaStep
 	taken              map[Relation]bool // names that relations had, without IDs
+}
+
+// undone is a constraint, or the NOT NULL of a column, that is there no more.
+type undone struct {
+	table uint32
+	name  string
 }
 
 func newSchemaDiff(p *schemaPlan, before []SchemaObject, early bool) *schemaDiff {
@@ -146,6 +153,7 @@ func (d *schemaDiff) checks(k, t *Table) (changed bool) {
 	for _, name := range sortedKeys(k.Checks) {
 		if t.Checks[name] != k.Checks[name] {
 			d.stepf(`ALTER TABLE %s DROP CONSTRAINT IF EXISTS %s`, t.Ident(), quoteName(name))
+			d.undone = append(d.undone, undone{t.ID, name})
 			d.sayf("constraint %s of %s is gone, or another", name, t)
 			changed = true
 		}
@@ -273,6 +281,7 @@ func (d *schemaDiff) columnsOf(k, t *Table, emptied bool) (changed bool, key []s
 		if find(t, c.Num) == nil {
 			alter(`DROP COLUMN IF EXISTS %s CASCADE`, quoteName(c.Name))
 			d.columnsGo = append(d.columnsGo, [2]string{k.Ident(), quoteName(c.Name)})
+			d.undone = append(d.undone, undone{t.ID, c.Name})
 			d.sayf("column %s of %s was dropped", c.Name, t)
 		}
 	}
@@ -384,6 +393,7 @@ func (d *schemaDiff) notNull(t *Table, c Column) {
 	drop := fmt.Sprintf(`ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL`, t.Ident(), quoteName(c.Name))
 	if !c.NotNull {
 		d.stepf("%s", drop)
+		d.undone = append(d.undone, undone{t.ID, c.Name})
 		d.sayf("column %s of %s may be NULL now", c.Name, t)
 		return
 	}

@@ -60,18 +60,13 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			d.labels(o, old)
 			continue
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
-		case there:
+		case there || remade[o.String()] && o.Type == "FUNCTION": // which may be there still
 			step.SQL, step.Replaces = replaced(old, o), standsAlone(o)
-			if o.Type == "FK CONSTRAINT" {
-				anew[o.Schema+"\x00"+o.Name] = true
-			}
 			d.sayf("%s was changed", o)
 		default:
-			if o.Type == "FK CONSTRAINT" {
-				anew[o.Schema+"\x00"+o.Name] = true
-			}
 			d.sayf("%s is new", o)
 		}
+		anew[o.Schema+"\x00"+o.Name] = anew[o.Schema+"\x00"+o.Name] || o.Type == "FK CONSTRAINT"
 		if !remade[o.String()] && neededByColumns(o) { // else after the one that goes
 			first = append(first, step)
 		} else {
@@ -110,8 +105,14 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 	goes := d.goesWithTables(before)
 	for _, o := range before {
 		highest = max(highest, o.ID)
-		if o.Type == typeNotNull || o.Type == typeCheck {
-			d.Objects = append(d.Objects, o) // ours
+		if o.Type == typeNotNull || o.Type == typeCheck { // ours
+			if !d.isUndone(o) {
+				undo := o
+				undo.SQL = o.Undo
+				_, o.SQL = d.renamed(o)
+				_, o.Undo = d.renamed(undo)
+				d.Objects = append(d.Objects, o)
+			}
 			continue
 		}
 		if goes[o.ID] {
@@ -125,14 +126,19 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 	return known, remade, highest
 }
 
-// goesWithTables tells which objects are gone when the tables are that were dropped: DROP TABLE … CASCADE takes away what depends on them. A function
-// whose body names one stays.
+// isUndone tells whether a constraint of ours, or its table, is there no more.
+func (d *schemaDiff) isUndone(o SchemaObject) bool {
+	return slices.Contains(d.Dropped, o.Table) || slices.ContainsFunc(d.undone, func(u undone) bool { return u.table == o.Table && strings.HasSuffix(o.Name, " "+u.name) })
+}
+
+// goesWithTables tells which objects may be gone when the tables are that were dropped: DROP TABLE … CASCADE takes away what depends on them. Of those that
+// may not be, which cannot be replaced are dropped first.
 func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 	goes, names := map[int]bool{}, slices.Collect(maps.Keys(d.dropped))
 	for again := len(names) > 0; again; {
 		again = false
 		for _, o := range before {
-			if goes[o.ID] || o.Type == "FUNCTION" || o.Type == "PROCEDURE" {
+			if goes[o.ID] {
 				continue
 			}
 			ident := pgx.Identifier{o.Schema, o.Name}.Sanitize()
@@ -143,7 +149,15 @@ func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 			goes[o.ID] = true
 			switch o.Type {
 			case "VIEW", "MATERIALIZED VIEW": // others are made of it
+				d.stepf(`%s CASCADE`, dropping(o))
 				names, again = append(names, ident), true
+			case "FUNCTION": // it takes or returns its rows, or names it
+				name, _, _ := strings.Cut(o.Name, "(")
+				names, again = append(names, pgx.Identifier{o.Schema, name}.Sanitize()+"("), true
+			case "TRIGGER", "POLICY":
+				if sql := dropping(o); sql != "" && o.State == ObjectDone {
+					d.stepf("%s", sql)
+				}
 			case "SEQUENCE OWNED BY":
 				d.dropped[ident], again = true, true
 			}

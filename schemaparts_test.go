@@ -22,6 +22,7 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		`CREATE TABLE rates (id int PRIMARY KEY, a int, b int)`, `CREATE INDEX rates_a ON rates (a)`, `CREATE INDEX rates_b ON rates (b)`, `CREATE VIEW rated AS SELECT id, a FROM rates`,
 		`CREATE VIEW rated_twice AS SELECT id FROM rated`, `INSERT INTO rates SELECT i, i + 0, i + 0 FROM generate_series(1, 50) i`)
 	untilInSync(t, p)
+	const atSwitch = "constraints that rows satisfy with the next round: left to the switch"
 	for _, step := range []struct {
 		name string
 		sql  []string
@@ -50,6 +51,13 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		{"label renamed", []string{`ALTER TYPE mood RENAME VALUE 'happy' TO 'glad'`}},
 		{"label renamed, and others added", []string{`ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'`, `ALTER TYPE mood ADD VALUE 'sad' BEFORE 'blue'`, `ALTER TYPE mood ADD VALUE 'angry'`, `UPDATE users SET feels = 'sad' WHERE id = 3`}},
 		{"views dropped in a chain", []string{`DROP VIEW rated CASCADE`, `ALTER TABLE rates ADD COLUMN c int`}},
+		{"table made anew under functions", []string{`CREATE TABLE base (id int PRIMARY KEY, v text)`, `CREATE FUNCTION bases() RETURNS SETOF base LANGUAGE sql AS 'SELECT * FROM base'`,
+			`CREATE FUNCTION counts() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM base); END'`, `CREATE VIEW of_bases AS SELECT id FROM bases()`, `CREATE VIEW of_counts AS SELECT counts() AS n`}},
+		{"and again", []string{`BEGIN; DROP TABLE base CASCADE; CREATE TABLE base (id int PRIMARY KEY, w text); INSERT INTO base VALUES (1, 'w'); CREATE FUNCTION bases() RETURNS SETOF base LANGUAGE sql AS 'SELECT * FROM base';
+			CREATE VIEW of_bases AS SELECT id FROM bases(); CREATE OR REPLACE VIEW of_counts AS SELECT counts() AS n, 1 AS one; COMMIT`}},
+		{"NOT NULL and CHECK that rows do not satisfy yet, and that are gone", []string{`CREATE TABLE strict (id int PRIMARY KEY, a int, b int, c int)`, `INSERT INTO strict SELECT generate_series(1, 5)`}},
+		{atSwitch, []string{`UPDATE strict SET a = 1, b = 1, c = 1`, `ALTER TABLE strict ALTER a SET NOT NULL, ALTER b SET NOT NULL, ADD CONSTRAINT c_there CHECK (c IS NOT NULL)`}},
+		{"and go", []string{`ALTER TABLE strict RENAME TO lax`, `ALTER TABLE lax ALTER a DROP NOT NULL, DROP COLUMN b, DROP CONSTRAINT c_there`, `UPDATE lax SET a = NULL WHERE id = 1`}},
 		{"table without columns", []string{`CREATE TABLE nothing ()`, `ALTER TABLE rates ADD COLUMN d int`}},
 		{"sequence", []string{`CREATE SEQUENCE tickets START 5`, `SELECT nextval('tickets')`, `ALTER TABLE rates ADD COLUMN e int DEFAULT nextval('tickets')`}},
 		{"type that there is no cast to, under a view", []string{`ALTER TABLE rates ADD COLUMN at bigint`, `UPDATE rates SET at = 1700000000 + id`, `CREATE VIEW rated AS SELECT id, at FROM rates`,
@@ -65,7 +73,9 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		p.sql(t, step.sql...)
 		untilInSync(t, p)
 		p.requireEqual(t)
-		requireSameSchema(t, p)
+		if step.name != atSwitch {
+			requireSameSchema(t, p)
+		}
 		t.Log(step.name)
 	}
 	require.EqualValues(t, 2, count(t, p.target.Connect(t), `SELECT one()`))
