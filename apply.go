@@ -270,7 +270,7 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 			if err != nil {
 				return err
 			}
-			script := c.prepare
+			script := c.log + c.functions
 			if silent {
 				script += c.attach
 			}

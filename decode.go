@@ -309,7 +309,7 @@ func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 // capture writes the statements that capture a table by decoding, as buildCapture does by triggers.
 func (d *decoder) capture(t *Table) captureSQL {
 	return captureSQL{
-		prepare: t.createLog() + fmt.Sprintf(`
+		log: t.createLog() + fmt.Sprintf(`
 			ALTER TABLE %s ADD COLUMN heroku_migrator_entered xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();`, logName(t.ID)),
 		attach: fmt.Sprintf(`ALTER PUBLICATION %s ADD TABLE %s;`, decodeName, t.Only()),
 	}

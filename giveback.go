@@ -222,7 +222,7 @@ func (p *PlanetScale) decodeTable(ctx context.Context, tx pgx.Tx, t *Table) (boo
 	}
 	c := p.decoder.capture(t)
 	// Whoever writes to it now has to end before, as with triggers: what was written before it was published is not sent.
-	if _, err := tx.Exec(ctx, c.prepare+`LOCK TABLE `+t.Only()+` IN SHARE ROW EXCLUSIVE MODE;`+c.attach); err != nil {
+	if _, err := tx.Exec(ctx, c.log+`LOCK TABLE `+t.Only()+` IN SHARE ROW EXCLUSIVE MODE;`+c.attach); err != nil {
 		return false, err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, key, decoded) VALUES ($1, to_regclass($2), $3, true)

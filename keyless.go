@@ -26,12 +26,12 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 	log, fn := logName(t.ID), fmt.Sprintf("%s.capture_%d", SchemaName, t.ID)
 	var c captureSQL
 	var b strings.Builder
-	c.prepare = fmt.Sprintf(`
+	c.log = fmt.Sprintf(`
 		CREATE TABLE %s (relid oid NOT NULL, sign int2 NOT NULL, image text NOT NULL,
 			heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id());`, log)
 	function := func(name, rows string) {
-		c.prepare += fmt.Sprintf(`
-		CREATE FUNCTION %s%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %s AS $capture$
+		c.functions += fmt.Sprintf(`
+		CREATE OR REPLACE FUNCTION %s%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %s AS $capture$
 		BEGIN
 			INSERT INTO %s (relid, sign, image) %s;
 			RETURN NULL;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -42,6 +43,7 @@ func rebase(ctx context.Context, src Source, dst Target, s *State, all bool) err
 		if !s.Captured || !ok {
 			continue
 		}
+		t.Key = keyNow(s.Table, t)
 		if failedOver {
 			if err := src.Capture(ctx, t); err != nil {
 				return err
@@ -56,6 +58,19 @@ func rebase(ctx context.Context, src Source, dst Target, s *State, all bool) err
 		return journal.rebase(ctx, now)
 	}
 	return nil
+}
+
+// keyNow is the key that a table is captured by, under the names that its columns have now.
+func keyNow(known, now *Table) []string {
+	key := slices.Clone(known.Key)
+	for i, name := range key {
+		was := slices.IndexFunc(known.Columns, func(c Column) bool { return c.Name == name })
+		is := slices.IndexFunc(now.Columns, func(c Column) bool { return was >= 0 && c.Num == known.Columns[was].Num })
+		if is >= 0 {
+			key[i] = now.Columns[is].Name
+		}
+	}
+	return key
 }
 
 // rebase has every live table join anew, from the beginning of its log, on the server of the position given.

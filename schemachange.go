@@ -80,7 +80,7 @@ func (p *schemaPlan) carry(ctx context.Context, src Source, dst Target) error {
 		return &RefusedError{Action: "follow the schema", Reasons: p.impossible}
 	}
 	// First on the source: what is written to a new table has to be captured before its rows are sent (I2).
-	for _, t := range p.created {
+	for _, t := range slices.Concat(p.created, p.renamedKeys) {
 		if err := src.Capture(ctx, t); err != nil {
 			return err
 		}
@@ -121,6 +121,7 @@ type SchemaStep struct {
 type schemaPlan struct {
 	SchemaChange
 	created, resent []*Table
+	renamedKeys     []*Table
 	adopted         []adopted
 	impossible      []string
 	said            []string

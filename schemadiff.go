@@ -115,8 +115,8 @@ func (d *schemaDiff) table(k, t *Table) {
 	if !slices.Equal(keyNames, t.Key) {
 		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
 			t, strings.Join(t.Key, ", "), strings.Join(k.Key, ", "))
-	} else if columnsChanged && !slices.Equal(k.Key, t.Key) && t.Kind != KindOrdinary {
-		d.refusef("A key column of table %s was renamed: its capture names it. Undo it, or abort and start again.", t)
+	} else if !slices.Equal(k.Key, t.Key) { // its capture may name them
+		d.renamedKeys = append(d.renamedKeys, t)
 	}
 	if d.checks(k, t) {
 		changed = true

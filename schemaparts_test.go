@@ -39,6 +39,10 @@ func TestSchemaChangesInOneTransaction(t *testing.T) {
 		{"attached", []string{`DELETE FROM wild WHERE id = 301`, `ALTER TABLE part ATTACH PARTITION wild FOR VALUES FROM (300) TO (400)`, `UPDATE part SET v = 'p' WHERE id = 302`, `UPDATE wild SET v = 'q' WHERE id = 303`}},
 		{"and detached", []string{`ALTER TABLE part DETACH PARTITION wild`, `INSERT INTO wild VALUES (321, 'r')`, `DELETE FROM wild WHERE id = 304`}},
 		{"and written to", []string{`UPDATE wild SET id = id + 1000`}},
+		{"key columns that are not the first", []string{`CREATE TABLE late_key (v text, id int PRIMARY KEY)`, `INSERT INTO late_key SELECT 'v', generate_series(1, 9)`}},
+		{"renamed", []string{`ALTER TABLE late_key RENAME id TO number`, `ALTER TABLE other RENAME id TO number`}},
+		{"and written to", []string{`INSERT INTO late_key VALUES ('w', 10)`, `UPDATE late_key SET number = 11 WHERE number = 1`, `DELETE FROM late_key WHERE number = 2`,
+			`UPDATE other SET v = 'late' WHERE number = 205`, `UPDATE other SET number = 270 WHERE number = 206`, `DELETE FROM staging WHERE number = 207`}},
 		{"without a key: dropped, and the same images elsewhere", []string{`BEGIN; INSERT INTO bagged VALUES (5, 'x'), (15, 'x'); DROP TABLE bagged_1; COMMIT`, `INSERT INTO bagged VALUES (5, 'x')`}},
 		{"default partition split", []string{`BEGIN; CREATE TABLE split_1 (id int PRIMARY KEY, v text); INSERT INTO split_1 SELECT * FROM split_rest WHERE id < 100; DELETE FROM split_rest WHERE id < 100;
 			ALTER TABLE split ATTACH PARTITION split_1 FOR VALUES FROM (0) TO (100); COMMIT`, `UPDATE split SET v = 'w' WHERE id IN (5, 150)`}},

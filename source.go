@@ -47,7 +47,7 @@ type Capturer interface {
 	ChangeLog
 
 	// Capture makes every later change to the table leave its key in the table's change log (I1).
-	// It returns once that is committed. Where it is installed already, it does nothing. The
+	// It returns once that is committed. Where it is installed already, it makes sure that it knows the names of the key's columns. The
 	// returned error is [ErrBusy] when one attempt did not get its locks; attempts are short, so
 	// that the application never waits long, and the caller repeats them.
 	Capture(ctx context.Context, table *Table) error

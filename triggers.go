@@ -15,8 +15,8 @@ import (
 // captureSQL holds the statements that install capture for one table, in the two steps in which they
 // are run. See ARCHITECTURE.md, Capture.
 type captureSQL struct {
-	prepare string // log and function: nobody waits for these
-	attach  string // triggers
+	log, functions string // nobody waits for these
+	attach         string // triggers
 }
 
 // buildCapture writes the statements. always makes the triggers fire for sessions with
@@ -41,8 +41,9 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		keys, rows = strings.Join(picked, ", "), "heroku_migrator_rows AS r("+strings.Join(aliases, ", ")+")"
 		oldKeys = fmt.Sprintf("SELECT %s FROM (SELECT OLD.*) AS r(%s)", keys, strings.Join(aliases, ", "))
 	}
-	c.prepare = t.createLog() + fmt.Sprintf(`
-		CREATE FUNCTION %s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+	c.log = t.createLog()
+	c.functions = fmt.Sprintf(`
+		CREATE OR REPLACE FUNCTION %s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 		BEGIN
 			INSERT INTO %s %s;
 			RETURN NULL;
@@ -52,8 +53,8 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
 	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
 	if t.Kind == KindOrdinary {
-		c.prepare += fmt.Sprintf(`
-			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+		c.functions += fmt.Sprintf(`
+			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			%s
 			$capture$;`, fn, t.logStatement(keys, rows))
 		for _, e := range []struct{ name, event, rows string }{
@@ -65,8 +66,8 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	} else {
 		// Row-level: Postgres clones these to every partition, present and future, and a statement on
 		// an inheritance parent fires those of the children whose rows it changes.
-		c.prepare += fmt.Sprintf(`
-			CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+		c.functions += fmt.Sprintf(`
+			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
 			BEGIN
 				INSERT INTO %s VALUES (%s);
 				RETURN NULL;
@@ -271,16 +272,31 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		return fmt.Errorf("capture %s: %w", t, err)
 	}
 	err = h.change(ctx, func(tx pgx.Tx) error {
-		var done bool
-		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1)`, t.ID).Scan(&done)
-		if err != nil || done {
+		var key []string
+		var decoded, done bool
+		err := tx.QueryRow(ctx, `SELECT key, decoded FROM heroku_migrator.captured WHERE relid = $1`, t.ID).Scan(&key, &decoded)
+		if done = err == nil; done && (decoded || slices.Equal(key, t.Key)) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		if done { // its key's columns have other names
+			c, err := captureByTriggers(ctx, tx, t)
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, c.functions); err != nil {
+				return err
+			}
+			_, err = tx.Exec(ctx, `UPDATE heroku_migrator.captured SET key = $2 WHERE relid = $1`, t.ID, t.Key)
 			return err
 		}
 		c, decoded, err := h.captureBy(ctx, tx, t)
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, c.prepare); err != nil {
+		if _, err := tx.Exec(ctx, c.log+c.functions); err != nil {
 			if sqlState(err) == "55P03" {
 				return ErrBusy
 			}
@@ -317,14 +333,16 @@ func (h *Heroku) captureBy(ctx context.Context, tx pgx.Tx, t *Table) (c captureS
 			return h.decoder.capture(t), decoded, err
 		}
 	}
-	var ops []keyOperator
-	if !t.Keyless() {
-		ops, err = keyEquals(ctx, tx, t)
+	c, err = captureByTriggers(ctx, tx, t)
+	return c, false, err
+}
+
+func captureByTriggers(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error) {
+	if t.Keyless() {
+		return buildCapture(t, nil, true), nil
 	}
-	if err != nil {
-		return c, false, err
-	}
-	return buildCapture(t, ops, true), false, nil
+	ops, err := keyEquals(ctx, tx, t)
+	return buildCapture(t, ops, true), err
 }
 
 // Adopt implements [Source]. Rows that a relation brings along were written before its root's triggers saw it; what is
