@@ -44,7 +44,7 @@ SELECT json_build_object(
 			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum), ''),
 			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s ON s.oid = l.collnamespace
 				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),
-			'not_null', a.attnotnull, 'generated', a.attgenerated <> '', 'virtual', a.attgenerated = 'v',
+			'not_null', a.attnotnull, 'generated', a.attgenerated <> '', 'virtual', a.attgenerated = 'v', 'inherited', a.attinhcount > 0,
 			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY (` + binaryTypes + `)))
 			ORDER BY a.attnum)
 		FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid

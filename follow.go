@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -56,6 +57,7 @@ func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
 var errSameSchema = errors.New("the schema is the one that is known")
 
 func (m *Migrator) follow(ctx context.Context, s *State) error {
+	m.followed.Store(time.Now().UnixNano())
 	plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target)
 	if err != nil {
 		return err
@@ -64,13 +66,12 @@ func (m *Migrator) follow(ctx context.Context, s *State) error {
 		return errSameSchema
 	}
 	what := strings.Join(plan.said, "; ")
-	if what == "" {
-		what = "nothing that concerns the target"
-	}
 	switch {
+	case what == "" && len(plan.impossible) == 0: // nothing that concerns the target
+		return plan.carry(ctx, m.cfg.Source, m.cfg.Target)
 	case m.cfg.SchemaChanges == SchemaFail:
 		return refuse("follow the schema", "The source's schema has changed (%s), and the policy is to fail. Undo the change, or run again with another policy.", what)
-	case m.cfg.SchemaChanges == SchemaPause && s.SchemaSeen != plan.Fingerprint:
+	case m.cfg.SchemaChanges == SchemaPause && rowsPart(s.SchemaSeen) != rowsPart(plan.Fingerprint):
 		message := fmt.Sprintf("paused: the source's schema has changed (%s); resume to carry that over", what)
 		m.log.WarnContext(ctx, message)
 		m.publish(Event{Kind: EventWarning, Phase: s.Phase, Message: message})
@@ -178,23 +179,29 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	return nil
 }
 
-// besideDefault attaches a partition whose rows are still in the default one, and moves them.
+// besideDefault attaches a partition whose rows are still in the default one, and moves them. What belongs into it is told by a partition of the same
+// bounds in a temporary table.
 func besideDefault(step SchemaStep) string {
 	leaf := pgx.Identifier{step.Object.Schema, step.Object.Name}.Sanitize()
-	root, _, _ := strings.Cut(step.SQL[strings.LastIndex(step.SQL, "ALTER TABLE ONLY ")+len("ALTER TABLE ONLY "):], " ATTACH PARTITION ")
-	return fmt.Sprintf(`DO $do$ DECLARE
+	_, attach, _ := strings.Cut(step.SQL, "ALTER TABLE ONLY ")
+	root, bounds, _ := strings.Cut(strings.TrimRight(attach, "; \n"), " ATTACH PARTITION "+leaf+" ")
+	return fmt.Sprintf(`DO $room$ DECLARE
 		others regclass := (SELECT nullif(partdefid, 0) FROM pg_partitioned_table WHERE partrelid = '%[2]s'::regclass);
 		columns text := (SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid = '%[1]s'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '');
+		belongs text;
 	BEGIN
 		IF others IS NULL THEN
 			RAISE check_violation USING MESSAGE = 'rows of the partition do not belong into it';
 		END IF;
-		EXECUTE format('ALTER TABLE %%s DETACH PARTITION %%s', '%[2]s'::regclass, others);
+		EXECUTE 'CREATE TEMP TABLE heroku_migrator_like (LIKE %[2]s) PARTITION BY ' || pg_get_partkeydef('%[2]s'::regclass);
+		EXECUTE 'CREATE TEMP TABLE heroku_migrator_part PARTITION OF heroku_migrator_like %[4]s';
+		belongs := pg_get_partition_constraintdef('pg_temp.heroku_migrator_part'::regclass);
+		EXECUTE format('CREATE TEMP TABLE heroku_migrator_moved AS SELECT %%s FROM %%s WHERE %%s', columns, others, belongs);
+		EXECUTE format('DELETE FROM %%s WHERE %%s', others, belongs);
 		EXECUTE '%[3]s';
-		EXECUTE format('WITH gone AS (DELETE FROM %%s WHERE %%s RETURNING %%s) INSERT INTO %%s (%%s) OVERRIDING SYSTEM VALUE SELECT * FROM gone',
-			others, pg_get_partition_constraintdef('%[1]s'::regclass), columns, '%[1]s'::regclass, columns);
-		EXECUTE format('ALTER TABLE %%s ATTACH PARTITION %%s DEFAULT', '%[2]s'::regclass, others);
-	END $do$`, quoteText(leaf), quoteText(root), quoteText(step.SQL))
+		EXECUTE format('INSERT INTO %%s (%%s) OVERRIDING SYSTEM VALUE SELECT %%s FROM pg_temp.heroku_migrator_moved', '%[1]s'::regclass, columns, columns);
+		DROP TABLE pg_temp.heroku_migrator_like, pg_temp.heroku_migrator_moved;
+	END $room$`, quoteText(leaf), quoteText(root), quoteText(step.SQL), quoteText(bounds))
 }
 
 func (c *SchemaChange) put(o SchemaObject) {

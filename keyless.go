@@ -57,7 +57,7 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 		function("_old", `VALUES `+went)
 		function("_both", `VALUES `+went+`, `+came)
 		for _, e := range []struct{ name, event, function string }{{"insert", "INSERT", ""}, {"update", "UPDATE", "_both"}, {"delete", "DELETE", "_old"}} {
-			trigger(t.Relation, "row_"+e.name, fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW EXECUTE FUNCTION %s%s()`, e.event, t.Ident(), fn, e.function))
+			trigger(t.Relation, fmt.Sprintf("row_%s_%d", e.name, t.ID), fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW EXECUTE FUNCTION %s%s()`, e.event, t.Ident(), fn, e.function))
 		}
 	}
 	c.attach = b.String() + truncateTriggers(t, always)

@@ -43,6 +43,8 @@ type Migrator struct {
 	leading atomic.Bool
 	waiting atomic.Pointer[WaitingStatus] // while this process tries again what failed
 
+	followed atomic.Int64 // when the schema was followed last, in nanoseconds
+
 	indexWorkers atomic.Int64 // 0: as configured
 	recent       recentCatalog
 }
@@ -66,6 +68,9 @@ func New(cfg Config) (*Migrator, error) {
 	m.chain(&m.cfg.Copy.OnEvent, &m.cfg.Copy.Logger)
 	m.chain(&m.cfg.Indexes.OnEvent, &m.cfg.Indexes.Logger)
 	m.chain(&m.cfg.Replicate.OnEvent, &m.cfg.Replicate.Logger)
+	m.cfg.Replicate.restIsDue = func() bool {
+		return m.cfg.SchemaChanges != SchemaFail && m.cfg.SchemaChanges != SchemaPause && time.Since(time.Unix(0, m.followed.Load())) > restEvery
+	}
 	m.chain(&m.cfg.Cutover.OnEvent, &m.cfg.Cutover.Logger)
 	m.chain(&m.cfg.WayBack.OnEvent, &m.cfg.WayBack.Logger)
 	m.cfg.Cutover.WayBack = m.cfg.WayBack

@@ -19,7 +19,13 @@ type ReplicateConfig struct {
 	Logger    *slog.Logger
 	// OnEvent is called for every round that carried something.
 	OnEvent func(Event)
+
+	// restIsDue tells whether changes of views, functions and the like, which no row depends on, end a round with ErrSchemaChanged, too.
+	restIsDue func() bool
 }
+
+// restEvery is how often at most views, functions and the like are followed if nothing else changes: some applications make them anew all the time.
+const restEvery = 30 * time.Second
 
 func (c ReplicateConfig) withDefaults() ReplicateConfig {
 	if c.Interval <= 0 {
@@ -181,14 +187,16 @@ func (r *replicator) try(ctx context.Context, held []*Table) (roundStats, error)
 	if !r.captured.SameServer(snap.Position()) {
 		return roundStats{}, ErrFailedOver
 	}
+	var rest bool // of the schema, what no row depends on, is another one
 	if r.schema != "" {
 		now, err := snap.Fingerprint(ctx)
 		if err != nil {
 			return roundStats{}, err
 		}
-		if now != r.schema {
+		if rowsPart(now) != rowsPart(r.schema) {
 			return roundStats{}, ErrSchemaChanged
 		}
+		rest = now != r.schema
 	}
 	if err := snap.Hold(ctx, held); err != nil {
 		return roundStats{}, err
@@ -240,6 +248,9 @@ func (r *replicator) try(ctx context.Context, held []*Table) (roundStats, error)
 		if err := r.at(ctx, snap); err != nil {
 			return stats, err
 		}
+	}
+	if rest && r.cfg.restIsDue != nil && r.cfg.restIsDue() {
+		return stats, ErrSchemaChanged
 	}
 	closeSnapshot(ctx, snap) // a trim must not wait for it; closing twice does no harm
 	stats.took = time.Since(began)

@@ -335,8 +335,12 @@ func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject) (
 			return nil, err
 		}
 		again, err := src.Catalog(ctx)
-		if err != nil || (fingerprint == cat.Fingerprint && again.Fingerprint == cat.Fingerprint) {
-			return cat, err
+		if err != nil {
+			return nil, err
+		}
+		if rowsPart(fingerprint) == rowsPart(cat.Fingerprint) && rowsPart(again.Fingerprint) == rowsPart(cat.Fingerprint) {
+			cat.Fingerprint = fingerprint
+			return cat, nil
 		}
 		if err := sleep(ctx, backoff(attempt, 100*time.Millisecond, 5*time.Second)); err != nil {
 			return nil, err

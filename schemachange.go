@@ -26,30 +26,45 @@ const (
 // applied. [FollowSchema] carries the changes over.
 var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be followed before the next round")
 
-// fingerprintSQL sums up what a change of which may concern rows, how they arrive, or what is done with them on the target: tables, columns,
-// partitions, labels of enums, indexes and constraints; views, sequences, functions, triggers and policies. It is read with every round, so it
-// reads a few catalogs once and no more. Where a row of a catalog may be changed in place, its xmin tells.
+// fingerprintSQL sums up the schema in two parts. The first one is what a change of which may concern rows, or how they arrive: tables, columns,
+// partitions, labels of enums, indexes and constraints; where it is another one, no round goes on. The second one is the rest, which may change
+// often: views, sequences, functions, triggers, policies; that is followed from time to time. It is read with every round, so it reads a few
+// catalogs once and no more. Where a row of a catalog may be changed in place, its xmin tells.
 const fingerprintSQL = `
 	WITH r AS (
 		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
 	SELECT concat_ws('/',
-		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind, r.relrowsecurity, r.relforcerowsecurity), 0)) FROM r),
+		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
 		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated), 0))
+		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attgenerated), 0))
 		 FROM pg_attribute a JOIN r ON r.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped),
 		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid = f.adrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel), 0)) FROM pg_enum e),
-		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid, x.indisclustered), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin), 0)) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN'
+		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel, y.typname, y.typnamespace), 0)) FROM pg_enum e JOIN pg_type y ON y.oid = e.enumtypid),
+		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid))
+	|| '` + fingerprintRest + `' || concat_ws('/',
+		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.relrowsecurity, r.relforcerowsecurity), 0)) FROM r),
+		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid WHERE x.indisclustered),
+		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin, s.seqtypid, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle), 0))
+		 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN' LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
 		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S') AND c.relpersistence <> 't' AND n.nspname <> 'heroku_migrator'),
 		(SELECT sum(hashtextextended(concat_ws(' ', p.oid, p.xmin), 0)) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 		 WHERE p.oid >= 16384 AND n.nspname <> 'heroku_migrator' AND n.nspname NOT LIKE 'pg\_temp\_%'),
 		(SELECT sum(hashtextextended(concat_ws(' ', g.oid, g.tgname, g.tgfoid, g.tgtype), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
 		 WHERE NOT g.tgisinternal AND g.tgname NOT LIKE 'heroku\_migrator\_%'),
-		(SELECT sum(hashtextextended(concat_ws(' ', o.oid, o.xmin), 0)) FROM pg_policy o JOIN r ON r.oid = o.polrelid))`
+		(SELECT sum(hashtextextended(concat_ws(' ', o.oid, o.xmin), 0)) FROM pg_policy o JOIN r ON r.oid = o.polrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k WHERE k.contypid >= 16384))`
+
+// fingerprintRest is between the two parts.
+const fingerprintRest = " | "
+
+// rowsPart is the part of a fingerprint that concerns rows.
+func rowsPart(fingerprint string) string {
+	part, _, _ := strings.Cut(fingerprint, fingerprintRest)
+	return part
+}
 
 // Fingerprint implements [Snapshot].
 func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error) {
@@ -163,7 +178,7 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	if err != nil {
 		return nil, err
 	}
-	if fingerprint != cat.Fingerprint || again.Fingerprint != cat.Fingerprint {
+	if rowsPart(fingerprint) != rowsPart(cat.Fingerprint) || rowsPart(again.Fingerprint) != rowsPart(cat.Fingerprint) {
 		return nil, fmt.Errorf("the source's schema changes at this moment: %w", ErrBusy)
 	}
 	tables, err := dst.Journal().Tables(ctx)
@@ -179,14 +194,18 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 		return nil, err
 	}
 	p := &schemaPlan{}
-	p.Fingerprint = cat.Fingerprint
+	p.Fingerprint = fingerprint
 	early := state.Phase != PhaseReplicating && state.Resume != PhaseReplicating
 	d := newSchemaDiff(p, before, early)
+	d.types(before, now)
 	d.tables(cat, tables)
 	// In order: away with what depends on columns; what columns need; columns; the rest.
 	columns := p.Steps
 	p.Steps = nil
 	last := d.objects(before, now, silent)
 	p.Steps = slices.Concat(p.Steps, columns, last)
+	if len(d.relabeled) > 0 {
+		d.sendRelabeled(tables, cat.Tables)
+	}
 	return p, nil
 }

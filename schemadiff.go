@@ -18,13 +18,11 @@ type schemaDiff struct {
 	newTables map[string]bool   // names of relations as pg_dump has them: schema and name
 	dropped   map[string]bool   // relations that are dropped on the target, quoted
 	columnsGo [][2]string       // columns that are dropped there, or of another type: table and name, quoted
+	typeNames map[string]string // enums that are renamed: as columns name them
+	oldTypes  map[string]string // and as the target has them still when labels are added: new name to old one, quoted
+	relabeled map[string]string // labels of enums that have other names, quoted
 	undone    []undone          // what is not to be waited for any more
-	own       map[uint32]bool   // what is a table of its own now
-	apart     map[string]bool   // partitions that could not be attached on the target: schema and name
-
-	// Names may go from one relation to another. What is gone goes first; then those move out of the way whose new names are taken.
-	gone, aside, named []SchemaStep
-	taken              map[Relation]bool // names that relations had, without IDs
+	relationsDiff
 }
 
 // undone is a constraint, or the NOT NULL of a column, that is there no more.
@@ -35,8 +33,8 @@ type undone struct {
 
 func newSchemaDiff(p *schemaPlan, before []SchemaObject, early bool) *schemaDiff {
 	d := &schemaDiff{
-		schemaPlan: p, early: early, own: map[uint32]bool{}, columns: map[string]string{}, names: map[string]string{},
-		newTables: map[string]bool{}, dropped: map[string]bool{}, apart: map[string]bool{},
+		schemaPlan: p, early: early, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, dropped: map[string]bool{}, relabeled: map[string]string{}, typeNames: map[string]string{}, oldTypes: map[string]string{},
+		relationsDiff: relationsDiff{apart: map[string]bool{}, taken: map[Relation]bool{}, touched: map[uint32]bool{}, left: map[uint32]bool{}, anew: map[uint32]bool{}},
 	}
 	for _, o := range before {
 		if o.Type == "TABLE ATTACH" && o.State == ObjectFailed {
@@ -47,41 +45,18 @@ func newSchemaDiff(p *schemaPlan, before []SchemaObject, early bool) *schemaDiff
 }
 
 func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
-	known, now := map[uint32]*Table{}, map[uint32]*Table{}
-	d.taken = map[Relation]bool{}
-	for _, t := range tables {
-		known[t.Table.ID] = t.Table
-		for _, r := range t.Table.relations() {
-			d.taken[Relation{Schema: r.Schema, Name: r.Name}] = true
-		}
+	known := map[uint32]*Table{}
+	list := make([]*Table, len(tables))
+	for i, t := range tables {
+		list[i], known[t.Table.ID] = t.Table, t.Table
 	}
-	for _, t := range cat.Tables {
-		now[t.ID], d.own[t.ID] = t, true
-	}
-	for _, k := range known {
-		if now[k.ID] == nil && isLeaf(now, k.ID) { // what was written to it last is in a log that is not read any more
-			d.Empty = append(d.Empty, k)
-		}
-		if now[k.ID] == nil && !isLeaf(now, k.ID) {
-			d.gone = append(d.gone, SchemaStep{SQL: fmt.Sprintf(`DROP TABLE IF EXISTS %s CASCADE`, k.Ident())})
-			for _, r := range k.relations() {
-				d.dropped[r.Ident()] = true
-			}
-			d.sayf("table %s was dropped", k)
-		}
-		if now[k.ID] == nil {
-			d.Dropped = append(d.Dropped, k.ID)
-		}
-	}
+	d.relations(list, cat.Tables)
 	for _, t := range cat.Tables {
 		k := known[t.ID]
 		switch {
 		case k == nil:
-			d.newTables[t.Schema+"\x00"+t.Name] = true
-			for _, l := range t.Leaves {
-				d.newTables[l.Schema+"\x00"+l.Name] = true
-			}
 			d.created, d.Tables = append(d.created, t), append(d.Tables, t)
+			d.adopt(t, t)
 			d.sayf("table %s is new, and is sent whole", t)
 		case t.Kind != k.Kind:
 			d.refusef("Table %s became %s: that cannot be followed. Abort and start again.", t, t.Kind)
@@ -92,25 +67,12 @@ func (d *schemaDiff) tables(cat *Catalog, tables []TableStatus) {
 	d.Steps = slices.Concat(d.gone, d.aside, d.named, d.Steps)
 }
 
-func isLeaf(tables map[uint32]*Table, id uint32) bool {
-	for _, t := range tables {
-		if t.ID != id && slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return l.ID == id }) {
-			return true
-		}
-	}
-	return false
-}
-
 // table compares a table that is still there.
 func (d *schemaDiff) table(k, t *Table) {
-	changed := false
-	if k.Relation != t.Relation {
-		changed = true
-		d.rename(k.Relation, t.Relation)
-		d.sayf("table %s is %s now", k, t)
-	}
-	leavesChanged, whole := d.leaves(k, t)
-	changed = leavesChanged || changed
+	changed := d.adopt(k, t) || d.touched[t.ID]
+	k, retyped := d.underNewTypes(k)
+	changed = changed || retyped
+	whole := t.Keyless() && d.left[t.ID] // its rows' images may be those of others
 	columnsChanged, keyNames := d.columnsOf(k, t, whole || t.Keyless() || rewritten(k, t))
 	if !slices.Equal(keyNames, t.Key) {
 		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
@@ -159,7 +121,7 @@ func (d *schemaDiff) checks(k, t *Table) (changed bool) {
 		}
 	}
 	for _, name := range sortedKeys(t.Checks) {
-		if t.Checks[name] == k.Checks[name] {
+		if t.Checks[name] == k.Checks[name] && !d.goneWith(t, t.Checks[name]) {
 			continue
 		}
 		sql := fmt.Sprintf(`ALTER TABLE %s ADD CONSTRAINT %s %s`, t.Ident(), quoteName(name), t.Checks[name])
@@ -173,6 +135,13 @@ func (d *schemaDiff) checks(k, t *Table) (changed bool) {
 	return changed
 }
 
+// goneWith tells whether a constraint may have gone with a column.
+func (d *schemaDiff) goneWith(t *Table, definition string) bool {
+	return slices.ContainsFunc(d.columnsGo, func(c [2]string) bool {
+		return c[0] == t.Ident() && strings.Contains(definition, strings.Trim(c[1], `"`))
+	})
+}
+
 // rewritten tells whether a file of the table is another one: values may be others, too.
 func rewritten(k, t *Table) bool {
 	for _, l := range t.Leaves {
@@ -183,83 +152,6 @@ func rewritten(k, t *Table) bool {
 		}
 	}
 	return false
-}
-
-func (d *schemaDiff) rename(from, to Relation) {
-	name, steps := from, &d.aside
-	step := func(format string, args ...any) {
-		*steps = append(*steps, SchemaStep{SQL: fmt.Sprintf(format, args...)})
-	}
-	if d.taken[Relation{Schema: to.Schema, Name: to.Name}] || (from.Schema != to.Schema && d.taken[Relation{Schema: to.Schema, Name: from.Name}]) {
-		name.Name = fmt.Sprintf("heroku_migrator_renamed_%d", from.ID)
-		step(`ALTER TABLE %s RENAME TO %s`, from.Ident(), quoteName(name.Name))
-		steps = &d.named
-	}
-	if name.Schema != to.Schema {
-		step(`ALTER TABLE %s SET SCHEMA %s`, name.Ident(), quoteName(to.Schema))
-		name.Schema = to.Schema
-	}
-	if name.Name != to.Name {
-		step(`ALTER TABLE %s RENAME TO %s`, name.Ident(), quoteName(to.Name))
-	}
-	d.names[from.Schema+"\x00"+from.Name] = to.Schema + "\x00" + to.Name
-}
-
-// leaves compares the partitions of a table, and tells whether it has to be sent whole.
-func (d *schemaDiff) leaves(k, t *Table) (changed, whole bool) {
-	if t.Kind != KindPartitioned {
-		return false, false
-	}
-	a := adopted{Table: t}
-	before := slices.Clone(k.Leaves)
-	for i, o := range before {
-		if d.apart[o.Schema+"\x00"+o.Name] { // it is made anew
-			before[i].ID = 0
-		}
-	}
-	for _, l := range t.Leaves {
-		i := slices.IndexFunc(before, func(o Leaf) bool { return o.ID == l.ID })
-		if i < 0 {
-			a.leaves = append(a.leaves, l.Relation)
-			d.newTables[l.Schema+"\x00"+l.Name] = true
-			d.sayf("partition %s of %s is new", l.Relation, t)
-			continue
-		}
-		if before[i].Relation != l.Relation {
-			d.rename(before[i].Relation, l.Relation)
-			changed = true
-		}
-		if before[i].Attached != "" && before[i].Attached != l.Attached { // its root's triggers did not see what was written while it was detached
-			a.leaves = append(a.leaves, l.Relation)
-			d.Empty = append(d.Empty, &Table{Relation: before[i].Relation, Kind: KindOrdinary, Key: k.Key})
-			d.sayf("partition %s of %s was detached and attached again, and is sent whole", l.Relation, t)
-		}
-	}
-	for _, o := range before {
-		if slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return o.ID == l.ID }) {
-			continue
-		}
-		sql := fmt.Sprintf(`DROP TABLE IF EXISTS %s`, o.Ident())
-		if !d.own[o.ID] {
-			d.dropped[o.Ident()] = true
-		} else {
-			sql = detach(o.Relation)
-		}
-		d.gone = append(d.gone, SchemaStep{SQL: sql})
-		d.sayf("partition %s of %s is gone", o.Relation, t)
-		changed, whole = true, t.Keyless() // its rows' images may be those of others
-	}
-	if len(a.leaves) > 0 {
-		d.adopted = append(d.adopted, a)
-		changed = true
-	}
-	return changed, whole
-}
-
-// detach is the statement that detaches a partition from whatever it is in.
-func detach(leaf Relation) string {
-	return fmt.Sprintf(`DO $do$ DECLARE parent regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass('%s')); BEGIN
-		IF parent IS NOT NULL THEN EXECUTE format('ALTER TABLE %%s DETACH PARTITION %%s', parent, '%[1]s'::regclass); END IF; END $do$`, quoteText(leaf.Ident()))
 }
 
 // columnsOf compares columns by their number, which a new name does not change; emptied tells that there will be no rows. It returns the old key under
@@ -279,8 +171,11 @@ func (d *schemaDiff) columnsOf(k, t *Table, emptied bool) (changed bool, key []s
 	}
 	for _, c := range k.Columns {
 		if find(t, c.Num) == nil {
-			alter(`DROP COLUMN IF EXISTS %s CASCADE`, quoteName(c.Name))
-			d.columnsGo = append(d.columnsGo, [2]string{k.Ident(), quoteName(c.Name)})
+			changed = true
+			if !c.Inherited { // else it goes with its parent's
+				alter(`DROP COLUMN IF EXISTS %s CASCADE`, quoteName(c.Name))
+			}
+			d.columnGoes(t, c)
 			d.undone = append(d.undone, undone{t.ID, c.Name})
 			d.sayf("column %s of %s was dropped", c.Name, t)
 		}
@@ -304,24 +199,16 @@ func (d *schemaDiff) columnsOf(k, t *Table, emptied bool) (changed bool, key []s
 			d.columns[k.Schema+"\x00"+k.Name+"\x00"+o.Name] = c.Name
 			d.sayf("column %s of %s is %s now", o.Name, t, c.Name)
 		}
-		if o.Type != c.Type {
-			d.columnType(t, c, emptied)
+		if o.Type != c.Type || o.Collation != c.Collation {
+			d.columnType(t, c, emptied && t.Kind != KindInherited) // whose children's rows are not
 			changed = true
 			if c.Generated { // it is another column
 				continue
 			}
 		}
-		if o.Default != c.Default && !c.Generated && o.Type == c.Type {
-			if c.Default == "" {
-				alter(`ALTER COLUMN %s DROP DEFAULT`, quoteName(c.Name))
-			} else {
-				alter(`ALTER COLUMN %s SET DEFAULT %s`, quoteName(c.Name), c.Default)
-			}
-			d.sayf("column %s of %s has another default", c.Name, t)
-		}
-		if o.Default != c.Default && c.Generated && o.Generated && o.Type == c.Type {
-			alter(`ALTER COLUMN %s SET EXPRESSION AS (%s)`, quoteName(c.Name), c.Default)
-			d.sayf("column %s of %s is generated from another expression", c.Name, t)
+		if o.Default != c.Default && o.Type == c.Type && o.Collation == c.Collation && o.Generated == c.Generated {
+			d.columnDefault(t, c)
+			changed = true
 		}
 		if o.NotNull != c.NotNull {
 			d.notNull(t, c)
@@ -334,6 +221,49 @@ func (d *schemaDiff) columnsOf(k, t *Table, emptied bool) (changed bool, key []s
 	return changed, key
 }
 
+// columnDefault gives a column another default, or, if it is generated, another expression.
+func (d *schemaDiff) columnDefault(t *Table, c Column) {
+	what := fmt.Sprintf("SET DEFAULT %s", c.Default)
+	switch {
+	case c.Generated:
+		what = fmt.Sprintf("SET EXPRESSION AS (%s)", c.Default)
+	case c.Default == "":
+		what = "DROP DEFAULT"
+	}
+	d.stepf(`ALTER TABLE %s ALTER COLUMN %s %s`, t.Ident(), quoteName(c.Name), what)
+	d.sayf("column %s of %s has another default", c.Name, t)
+}
+
+// columnGoes notes a column that is dropped, or of another type: what is made of it, on the table or a partition, may go.
+func (d *schemaDiff) columnGoes(t *Table, c Column) {
+	for _, r := range t.relations() {
+		d.columnsGo = append(d.columnsGo, [2]string{r.Ident(), quoteName(c.Name)})
+	}
+}
+
+// dropReaders is the statement that drops what keeps a column from getting another type: views that read it, and policies, rules and triggers that
+// name it. On the source, they were dropped for that.
+func dropReaders(t *Table, c Column) string {
+	return fmt.Sprintf(`DO $do$ DECLARE statement text; BEGIN
+		FOR statement IN
+			SELECT DISTINCT CASE WHEN c.relkind IN ('v', 'm') THEN format('DROP %%s IF EXISTS %%s CASCADE', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'MATERIALIZED VIEW' END, c.oid::regclass)
+				ELSE format('DROP RULE IF EXISTS %%I ON %%s', w.rulename, c.oid::regclass) END
+			FROM pg_depend d JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid JOIN pg_class c ON c.oid = w.ev_class
+			WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = '%[1]s'::regclass AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = d.refobjid AND attname = '%[2]s')
+			UNION ALL
+			SELECT DISTINCT format('DROP POLICY IF EXISTS %%I ON %%s', p.polname, p.polrelid::regclass)
+			FROM pg_depend d JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid
+			WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = '%[1]s'::regclass AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = d.refobjid AND attname = '%[2]s')
+			UNION ALL
+			SELECT DISTINCT format('DROP TRIGGER IF EXISTS %%I ON %%s', g.tgname, g.tgrelid::regclass)
+			FROM pg_depend d JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid AND NOT g.tgisinternal AND g.tgparentid = 0
+			WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = '%[1]s'::regclass AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = d.refobjid AND attname = '%[2]s')
+		LOOP
+			EXECUTE statement;
+		END LOOP;
+	END $do$`, quoteText(t.Ident()), quoteText(c.Name))
+}
+
 // columnType gives a column another type.
 func (d *schemaDiff) columnType(t *Table, c Column, emptied bool) {
 	name := quoteName(c.Name)
@@ -343,19 +273,32 @@ func (d *schemaDiff) columnType(t *Table, c Column, emptied bool) {
 	if slices.Contains(t.Key, c.Name) {
 		d.refusef("The type of key column %s of table %s is %s now: that cannot be followed while changes are captured with the old one. Undo it, or abort and start again.", c.Name, t, c.Type)
 	}
-	d.columnsGo = append(d.columnsGo, [2]string{t.Ident(), name})
+	d.columnGoes(t, c)
 	d.sayf("column %s of %s is of type %s now", c.Name, t, c.Type)
+	if c.Generated && t.Keyless() {
+		d.refusef("Generated column %s of table %s, which has no key, is of type %s now: that cannot be followed, as images of rows have it at its place. Undo it, or abort and start again.", c.Name, t, c.Type)
+	}
+	d.stepf("%s", dropReaders(t, c))
+	if c.Inherited { // it is its parent's that is altered
+		return
+	}
 	if c.Generated {
 		alter(`DROP COLUMN IF EXISTS %s CASCADE`, name)
 		d.add(t, c)
 		return
 	}
-	alter(`ALTER COLUMN %s DROP DEFAULT`, name)
+	if c.Identity == "" {
+		alter(`ALTER COLUMN %s DROP DEFAULT`, name)
+	}
 	using := name
 	if emptied { // there need not be a cast
 		using = "NULL"
 	}
-	alter(`ALTER COLUMN %[2]s TYPE %[3]s USING %[4]s::%[3]s`, name, c.Type, using)
+	collate := ""
+	if c.Collation != "" {
+		collate = " COLLATE " + c.Collation
+	}
+	alter(`ALTER COLUMN %[2]s TYPE %[3]s%[5]s USING %[4]s::%[3]s`, name, c.Type, using, collate)
 	if c.Default != "" {
 		alter(`ALTER COLUMN %s SET DEFAULT %s`, name, c.Default)
 	}
@@ -427,6 +370,9 @@ func (d *schemaDiff) add(t *Table, c Column) {
 			kind = "VIRTUAL"
 		}
 		d.stepf(`%s GENERATED ALWAYS AS (%s) %s`, sql, c.Default, kind)
+		if c.NotNull {
+			d.notNull(t, c)
+		}
 		return
 	case c.Identity != "":
 		kind := "BY DEFAULT"

@@ -14,8 +14,8 @@ import (
 
 // objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what comes last.
 func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []SchemaStep) {
-	known, remade, next := d.knownObjects(before)
-	withColumns := d.goesWithColumns(known)
+	known, goes, next := d.knownObjects(before)
+	d.goesWithColumns(known, now, goes)
 	var first, attach []SchemaStep
 	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
 	for _, o := range now {
@@ -24,7 +24,10 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		}
 		old, ok := known[o.String()]
 		delete(known, o.String())
-		if again := o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name]; ok && !again && d.unchanged(&old, o, withColumns[old.ID]) {
+		if o.Type == "TABLE ATTACH" { // bounds may be labels
+			old.SQL = d.relabel(old.SQL)
+		}
+		if again := o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name]; ok && !again && d.unchanged(&old, o, goes[old.ID]) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -60,22 +63,23 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			d.labels(o, old)
 			continue
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
-		case there || remade[o.String()] && o.Type == "FUNCTION": // which may be there still
+		case there:
 			step.SQL, step.Replaces = replaced(old, o), standsAlone(o)
 			d.sayf("%s was changed", o)
 		default:
+			step.Replaces = !ok && standsAlone(o)
 			d.sayf("%s is new", o)
 		}
 		anew[o.Schema+"\x00"+o.Name] = anew[o.Schema+"\x00"+o.Name] || o.Type == "FK CONSTRAINT"
-		if !remade[o.String()] && neededByColumns(o) { // else after the one that goes
+		if !goes[o.ID] && neededByColumns(o) { // else after the one that goes
 			first = append(first, step)
 		} else {
 			last = append(last, step)
 		}
 	}
-	last = append(d.drop(known), last...)
+	empty := d.drop(known)
 	d.Steps = append(d.Steps, first...)
-	return attached(last, attach)
+	return append(attached(last, attach), empty...)
 }
 
 // unchanged tells whether an object is what it was; goes, whether it may be gone with a column. If it has to be made, old says what is there.
@@ -83,7 +87,7 @@ func (d *schemaDiff) unchanged(old *SchemaObject, o SchemaObject, goes bool) boo
 	switch {
 	case old.SQL != o.SQL && !untold(o):
 		return false
-	case old.State == ObjectPending:
+	case old.State == ObjectPending && (!goes || old.Type != "SEQUENCE"):
 	case goes: // the column is there again, and what is of it
 		old.State = ObjectPending
 		return false
@@ -99,13 +103,14 @@ func neededByColumns(o SchemaObject) bool {
 	return slices.Contains([]string{"SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION", "COLLATION"}, o.Type) && !strings.Contains(o.SQL, "ADD GENERATED")
 }
 
-// knownObjects are those that are there when tables were dropped and renamed, by their names. What has the name of one that is gone then is remade.
-func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]SchemaObject, remade map[string]bool, highest int) {
-	known, remade = map[string]SchemaObject{}, map[string]bool{}
-	goes := d.goesWithTables(before)
+// knownObjects are those that are there when tables were dropped and renamed, by their names, and which of them may be gone with tables.
+func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]SchemaObject, goes map[int]bool, highest int) {
+	known, goes = map[string]SchemaObject{}, d.goesWithTables(before)
+	var stay []SchemaObject
 	for _, o := range before {
 		highest = max(highest, o.ID)
-		if o.Type == typeNotNull || o.Type == typeCheck { // ours
+		switch {
+		case o.Type == typeNotNull || o.Type == typeCheck: // ours
 			if !d.isUndone(o) {
 				undo := o
 				undo.SQL = o.Undo
@@ -113,17 +118,21 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 				_, o.Undo = d.renamed(undo)
 				d.Objects = append(d.Objects, o)
 			}
-			continue
+		case !goes[o.ID]:
+			stay = append(stay, o)
+		case o.Type == "SEQUENCE": // which is gone for certain
+			o.State = ObjectPending
+			known[o.String()] = o
+		default:
+			known[o.String()] = o
 		}
-		if goes[o.ID] {
-			remade[o.String()] = true
-			continue
-		}
+	}
+	for _, o := range stay { // what stays may have the name of what is gone by now
 		name, sql := d.renamed(o)
 		o.SQL = sql
 		known[name] = o
 	}
-	return known, remade, highest
+	return known, goes, highest
 }
 
 // isUndone tells whether a constraint of ours, or its table, is there no more.
@@ -131,8 +140,8 @@ func (d *schemaDiff) isUndone(o SchemaObject) bool {
 	return slices.Contains(d.Dropped, o.Table) || slices.ContainsFunc(d.undone, func(u undone) bool { return u.table == o.Table && strings.HasSuffix(o.Name, " "+u.name) })
 }
 
-// goesWithTables tells which objects may be gone when the tables are that were dropped: DROP TABLE … CASCADE takes away what depends on them. Of those that
-// may not be, which cannot be replaced are dropped first.
+// goesWithTables tells which objects may be gone when the tables are that were dropped: DROP TABLE … CASCADE takes away what depends on them. What is
+// there nevertheless is found there when it is made.
 func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 	goes, names := map[int]bool{}, slices.Collect(maps.Keys(d.dropped))
 	for again := len(names) > 0; again; {
@@ -147,18 +156,9 @@ func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 				continue
 			}
 			goes[o.ID] = true
-			switch o.Type {
-			case "VIEW", "MATERIALIZED VIEW": // others are made of it
-				d.stepf(`%s CASCADE`, dropping(o))
-				names, again = append(names, ident), true
-			case "FUNCTION": // it takes or returns its rows, or names it
-				name, _, _ := strings.Cut(o.Name, "(")
-				names, again = append(names, pgx.Identifier{o.Schema, name}.Sanitize()+"("), true
-			case "TRIGGER", "POLICY":
-				if sql := dropping(o); sql != "" && o.State == ObjectDone {
-					d.stepf("%s", sql)
-				}
-			case "SEQUENCE OWNED BY":
+			if name := takesAlong(o); name != "" {
+				names, again = append(names, name), true
+			} else if o.Type == "SEQUENCE OWNED BY" {
 				d.dropped[ident], again = true, true
 			}
 		}
@@ -166,28 +166,48 @@ func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 	return goes
 }
 
-// goesWithColumns tells which objects may be gone when the columns are that were dropped. What is there nevertheless is found there.
-func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject) map[int]bool {
-	goes := map[int]bool{}
-	var views []string
-	for again := len(d.columnsGo) > 0; again; {
+// takesAlong is how those objects name this one that go when it does; empty, if there are none.
+func takesAlong(o SchemaObject) string {
+	switch o.Type {
+	case "VIEW", "MATERIALIZED VIEW", "INDEX":
+		return pgx.Identifier{o.Schema, o.Name}.Sanitize()
+	case "CONSTRAINT": // its index
+		if _, name, ok := strings.Cut(o.Name, " "); ok {
+			return pgx.Identifier{o.Schema, name}.Sanitize()
+		}
+	case "FUNCTION":
+		name, _, _ := strings.Cut(o.Name, "(")
+		return pgx.Identifier{o.Schema, name}.Sanitize() + "("
+	}
+	return ""
+}
+
+// goesWithColumns adds what may be gone when columns are dropped, or views over them, and what goes with a materialised view that is another one now.
+func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject, now []SchemaObject, goes map[int]bool) {
+	var names []string
+	for _, o := range now {
+		if old, ok := known[o.String()]; ok && o.Type == "MATERIALIZED VIEW" && old.SQL != o.SQL {
+			names = append(names, takesAlong(o))
+		}
+	}
+	for again := len(d.columnsGo)+len(names) > 0; again; {
 		again = false
 		for _, o := range known {
-			if goes[o.ID] || slices.Contains([]string{"TABLE", "FUNCTION", "PROCEDURE", "TABLE ATTACH", "SEQUENCE"}, o.Type) {
+			if goes[o.ID] || slices.Contains([]string{"TABLE", "TABLE ATTACH", "SEQUENCE"}, o.Type) {
 				continue
 			}
-			if !slices.ContainsFunc(views, func(name string) bool { return strings.Contains(o.SQL, name) }) &&
+			if !slices.ContainsFunc(names, func(name string) bool { return strings.Contains(o.SQL, name) }) &&
 				!slices.ContainsFunc(d.columnsGo, func(c [2]string) bool { return strings.Contains(o.SQL, c[0]) && strings.Contains(o.SQL, c[1]) }) {
 				continue
 			}
 			goes[o.ID] = true
-			if o.Type == "VIEW" || o.Type == "MATERIALIZED VIEW" { // others are made of it; and a column that it reads can be of no other type
-				d.stepf(`%s CASCADE`, dropping(o))
-				views, again = append(views, pgx.Identifier{o.Schema, o.Name}.Sanitize()), true
+			if name := takesAlong(o); name != "" {
+				names, again = append(names, name), true
+			} else if o.Type == "SEQUENCE OWNED BY" { // the sequence need not go
+				d.stepf(`ALTER SEQUENCE IF EXISTS %s OWNED BY NONE`, pgx.Identifier{o.Schema, o.Name}.Sanitize())
 			}
 		}
 	}
-	return goes
 }
 
 // attached puts the steps by which partitions join their roots where they have their own indexes, before foreign keys.
@@ -210,8 +230,8 @@ func standsAlone(o SchemaObject) bool {
 // policyHead is the name of a policy and its table, as pg_dump writes them.
 var policyHead = regexp.MustCompile(`^CREATE POLICY ("(?:[^"]|"")*" ON "(?:[^"]|"")*"\."(?:[^"]|"")*")`)
 
-// drop takes away what is not there any more, the last made first. It returns what has to wait for that.
-func (d *schemaDiff) drop(gone map[string]SchemaObject) (last []SchemaStep) {
+// drop takes away what is not there any more, the last made first. It returns what can go only at the end.
+func (d *schemaDiff) drop(gone map[string]SchemaObject) (empty []SchemaStep) {
 	list := slices.SortedFunc(maps.Values(gone), func(a, b SchemaObject) int { return b.ID - a.ID })
 	for _, o := range list {
 		if o.State != ObjectDone || o.Type == typeValidation {
@@ -221,12 +241,14 @@ func (d *schemaDiff) drop(gone map[string]SchemaObject) (last []SchemaStep) {
 		case sql != "":
 			d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
 			d.sayf("%s was dropped", o)
+		case o.Type == "TABLE ATTACH": // it may be a table, of its own or of other partitions
+			d.stepf("%s", detach(Relation{Schema: o.Schema, Name: o.Name}))
 		case o.Type == "TABLE": // one that holds no rows: a partition that had partitions, or one without columns
-			last = append(last, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('%s')) THEN
+			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('%s')) THEN
 				DROP TABLE IF EXISTS %s; END IF; END $do$`, quoteText(pgx.Identifier{o.Schema, o.Name}.Sanitize()), pgx.Identifier{o.Schema, o.Name}.Sanitize())})
 		}
 	}
-	return last
+	return empty
 }
 
 // renamed is an object's name and definition as they would be after the renames that are carried over anyway.
@@ -265,7 +287,11 @@ func replaced(old, o SchemaObject) string {
 	case "FUNCTION", "PROCEDURE", "VIEW":
 		return strings.Replace(o.SQL, "CREATE "+o.Type+" ", "CREATE OR REPLACE "+o.Type+" ", 1)
 	case "SEQUENCE":
-		return strings.Replace(o.SQL, "CREATE SEQUENCE ", "ALTER SEQUENCE ", 1)
+		sql := strings.Replace(o.SQL, "CREATE SEQUENCE ", "ALTER SEQUENCE ", 1)
+		if !strings.Contains(sql, "\n    AS ") { // pg_dump leaves out what is the default for a new one
+			sql = strings.Replace(sql, "\n", "\n    AS bigint\n", 1)
+		}
+		return sql
 	}
 	if drop := dropping(old); drop != "" {
 		return drop + ";\n" + o.SQL
@@ -279,6 +305,14 @@ func dropping(o SchemaObject) string {
 	switch o.Type {
 	case "INDEX", "VIEW", "MATERIALIZED VIEW", "STATISTICS":
 		return "DROP " + o.Type + " IF EXISTS " + ident
+	case "FUNCTION", "PROCEDURE", "SEQUENCE":
+		name, arguments, _ := strings.Cut(o.Name, "(")
+		if arguments != "" {
+			arguments = "(" + arguments
+		}
+		return fmt.Sprintf(`DO $do$ BEGIN DROP %s IF EXISTS %s%s; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $do$`, o.Type, pgx.Identifier{o.Schema, name}.Sanitize(), arguments)
+	case "ROW SECURITY":
+		return fmt.Sprintf(`ALTER TABLE IF EXISTS %s DISABLE ROW LEVEL SECURITY`, ident)
 	case "POLICY":
 		if head := policyHead.FindStringSubmatch(o.SQL); head != nil {
 			return fmt.Sprintf(`DO $do$ BEGIN DROP POLICY IF EXISTS %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, head[1])

@@ -314,6 +314,7 @@ type Column struct {
 	Missing   *string `json:"missing,omitempty"`   // what rows have that were there before the column
 	Identity  string  `json:"identity,omitempty"`  // a: ALWAYS, d: BY DEFAULT
 	Virtual   bool    `json:"virtual,omitempty"`   // generated when it is read
+	Inherited bool    `json:"inherited,omitempty"` // from a parent of classic inheritance
 	Collation string  `json:"collation,omitempty"` // if it is not its type's; quoted
 }
 

@@ -72,12 +72,12 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 				INSERT INTO %s VALUES (%s);
 				RETURN NULL;
 			END $capture$;`, fn, into, t.keyList("NEW."))
-		trigger(t.Relation, "row_write", fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
-		trigger(t.Relation, "row_delete", fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
+		trigger(t.Relation, fmt.Sprintf("row_write_%d", t.ID), fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
+		trigger(t.Relation, fmt.Sprintf("row_delete_%d", t.ID), fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
 	}
 	key := "key"
-	if t.Kind != KindOrdinary { // a table that has triggers of its own can be attached as a partition: no name may be there twice
-		key = "row_key"
+	if t.Kind != KindOrdinary { // a table that has triggers of its own, partitioned or not, can be attached as a partition: no name may be there twice
+		key = fmt.Sprintf("row_key_%d", t.ID)
 	}
 	trigger(t.Relation, key, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
 	c.attach = b.String() + truncateTriggers(t, always)
