@@ -1,0 +1,315 @@
+package migrator_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/heroku-migrator/migrator"
+)
+
+const (
+	ratesTable  = `CREATE TABLE rates (id int PRIMARY KEY, a int, b int); INSERT INTO rates SELECT i, i + 0, i + 0 FROM generate_series(1, 50) i`
+	othersTable = `CREATE TABLE others (id int PRIMARY KEY, b int)`
+	partTable   = `CREATE TABLE part (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); INSERT INTO part SELECT i, 'v' FROM generate_series(0, 99) i`
+	splitTable  = `CREATE TABLE split (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE split_1 PARTITION OF split FOR VALUES FROM (0) TO (1000);
+		CREATE TABLE split_2 PARTITION OF split FOR VALUES FROM (1000) TO (2000) PARTITION BY RANGE (id); CREATE TABLE split_2a PARTITION OF split_2 FOR VALUES FROM (1000) TO (1500); INSERT INTO split SELECT i*100, 'v' FROM generate_series(0, 14) i`
+)
+
+// schemaCases are changes of the schema of which each needs something else to be regarded. What a step consists of comes between two rounds.
+var schemaCases = []struct {
+	name    string
+	setup   []string
+	steps   [][]string
+	refused string // why it is not followed
+	target  string // a query whose result is not 0 on the target
+	further bool   // to the switch
+}{
+	{
+		name:  "a table renamed, its column and index made anew",
+		setup: []string{ratesTable, `CREATE UNIQUE INDEX rates_a ON rates (a)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE rates RENAME TO tariffs; ALTER TABLE tariffs DROP COLUMN a; ALTER TABLE tariffs ADD COLUMN a int; CREATE UNIQUE INDEX rates_a ON tariffs (a); COMMIT`}},
+	},
+	{
+		name:   "a column dropped that a view over two tables does not read, and a function over the view",
+		setup:  []string{ratesTable, othersTable, `CREATE VIEW both_ AS SELECT r.id, o.b FROM rates r JOIN others o USING (id)`, `CREATE FUNCTION f() RETURNS SETOF both_ LANGUAGE sql AS 'SELECT * FROM both_'`},
+		steps:  [][]string{{`ALTER TABLE rates DROP COLUMN b`}},
+		target: `SELECT count(*) FROM pg_proc WHERE proname = 'f'`,
+	},
+	{
+		name:  "a column of the type of such a view",
+		setup: []string{ratesTable, othersTable, `CREATE VIEW both_ AS SELECT r.id, o.b FROM rates r JOIN others o USING (id)`, `CREATE TABLE holder (id int PRIMARY KEY, x both_); INSERT INTO holder VALUES (1, '(1,2)')`},
+		steps: [][]string{{`ALTER TABLE rates DROP COLUMN b`}},
+	},
+	{
+		name:  "a serial column made anew",
+		setup: []string{ratesTable, `ALTER TABLE rates ADD COLUMN n serial`},
+		steps: [][]string{{`BEGIN; ALTER TABLE rates DROP COLUMN n; ALTER TABLE rates ADD COLUMN n serial; COMMIT`}},
+	},
+	{
+		name:    "an enum renamed",
+		setup:   []string{ratesTable, `CREATE TYPE mood AS ENUM ('sad', 'happy'); ALTER TABLE rates ADD COLUMN m mood; UPDATE rates SET m = 'sad'`},
+		steps:   [][]string{{`ALTER TYPE mood RENAME TO feeling`}},
+		further: true,
+	},
+	{
+		name:    "an enum made anew",
+		setup:   []string{ratesTable, `CREATE TYPE mood AS ENUM ('sad', 'happy', 'x'); ALTER TABLE rates ADD COLUMN m mood; UPDATE rates SET m = 'sad'`},
+		steps:   [][]string{{`BEGIN; ALTER TYPE mood RENAME TO mood_old; CREATE TYPE mood AS ENUM ('happy', 'sad'); ALTER TABLE rates ALTER m TYPE mood USING m::text::mood; DROP TYPE mood_old; COMMIT`}},
+		refused: "of a type that was made anew",
+	},
+	{
+		name:    "a generated column of another type without a key",
+		setup:   []string{`CREATE TABLE bag (a int, g int GENERATED ALWAYS AS (a * 2) STORED, b int); INSERT INTO bag (a, b) SELECT i, 7 FROM generate_series(1, 10) i`},
+		steps:   [][]string{{`ALTER TABLE bag ALTER g TYPE bigint`}, {`INSERT INTO bag (a, b) VALUES (100, 5)`}},
+		refused: "which has no key",
+	},
+	{
+		name:  "a generated column that is NOT NULL",
+		setup: []string{ratesTable},
+		steps: [][]string{{`ALTER TABLE rates ADD COLUMN g int NOT NULL GENERATED ALWAYS AS (a * 2) STORED`}},
+	},
+	{
+		name:  "the type of an inherited column",
+		setup: []string{`CREATE TABLE parent (a int, v varchar(10)); CREATE TABLE child (id int PRIMARY KEY) INHERITS (parent); INSERT INTO child SELECT i, 'v', i FROM generate_series(1, 10) i; INSERT INTO parent VALUES (1, 'p')`},
+		steps: [][]string{{`ALTER TABLE parent ALTER v TYPE text`}},
+	},
+	{
+		name:  "a partition detached and dropped that was referred to",
+		setup: []string{partTable, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200); INSERT INTO part VALUES (150, 'x'); CREATE TABLE refs (id int PRIMARY KEY, p int REFERENCES part); INSERT INTO refs SELECT i, i FROM generate_series(1, 90) i; INSERT INTO refs VALUES (1000, 150)`},
+		steps: [][]string{{`BEGIN; DELETE FROM refs WHERE p < 100; COMMIT; ALTER TABLE part DETACH PARTITION part_1; DROP TABLE part_1`}},
+	},
+	{
+		name:  "a partition detached that was referred to",
+		setup: []string{partTable, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200); INSERT INTO part VALUES (150, 'x'); CREATE TABLE refs (id int PRIMARY KEY, p int REFERENCES part); INSERT INTO refs SELECT i, i FROM generate_series(1, 90) i; INSERT INTO refs VALUES (1000, 150)`},
+		steps: [][]string{{`BEGIN; DELETE FROM refs WHERE p < 100; COMMIT; ALTER TABLE part DETACH PARTITION part_1`}},
+	},
+	{
+		name:  "a partition with partitions renamed",
+		setup: []string{splitTable},
+		steps: [][]string{{`ALTER TABLE split_2 RENAME TO split_two`}, {`INSERT INTO split VALUES (1010, 'n')`}},
+	},
+	{
+		name:    "a partition with partitions detached, written to, and its former root truncated",
+		setup:   []string{splitTable},
+		steps:   [][]string{{`ALTER TABLE split DETACH PARTITION split_2`}, {`INSERT INTO split_2 VALUES (1010, 'n')`}, {`TRUNCATE split`}},
+		further: true,
+	},
+	{
+		name:    "a partitioned table attached",
+		setup:   []string{splitTable, `CREATE TABLE big (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE big_1 PARTITION OF big FOR VALUES FROM (2000) TO (3000); INSERT INTO big VALUES (2000, 'b')`},
+		steps:   [][]string{{`ALTER TABLE split ATTACH PARTITION big FOR VALUES FROM (2000) TO (3000)`}},
+		further: true,
+	},
+	{
+		name:    "a table converted to the default partition of one of its name",
+		setup:   []string{`CREATE TABLE events (id serial PRIMARY KEY, v text); INSERT INTO events (v) SELECT 'v' FROM generate_series(1, 50)`},
+		steps:   [][]string{{`BEGIN; ALTER TABLE events RENAME TO events_old; CREATE TABLE events (id int NOT NULL DEFAULT nextval('events_id_seq'), v text, PRIMARY KEY (id)) PARTITION BY RANGE (id); ALTER TABLE events ATTACH PARTITION events_old DEFAULT; COMMIT`}, {`INSERT INTO events (v) VALUES ('n')`}},
+		further: true,
+	},
+	{
+		name:    "a serial table renamed and attached",
+		setup:   []string{partTable, `CREATE TABLE staging (id serial PRIMARY KEY, v text); INSERT INTO staging SELECT i, 's' FROM generate_series(100, 150) i`},
+		steps:   [][]string{{`BEGIN; ALTER TABLE staging RENAME TO part_2; ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES FROM (100) TO (200); COMMIT`}},
+		further: true,
+	},
+	{
+		name:  "partitions rotated",
+		setup: []string{partTable},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; ALTER TABLE part_1 RENAME TO part_1_old; CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); INSERT INTO part VALUES (5, 'new'); COMMIT`}, {`INSERT INTO part VALUES (6, 'new')`}},
+	},
+	{
+		name:   "a materialized view made anew with its index",
+		setup:  []string{ratesTable, `CREATE MATERIALIZED VIEW mv AS SELECT id, a FROM rates; CREATE UNIQUE INDEX mv_id ON mv (id)`},
+		steps:  [][]string{{`BEGIN; DROP MATERIALIZED VIEW mv; CREATE MATERIALIZED VIEW mv AS SELECT id, a, b FROM rates; CREATE UNIQUE INDEX mv_id ON mv (id); COMMIT`}},
+		target: `SELECT count(*) FROM mv`,
+	},
+	{
+		name:   "row level security disabled",
+		setup:  []string{ratesTable, `ALTER TABLE rates ENABLE ROW LEVEL SECURITY`},
+		steps:  [][]string{{`ALTER TABLE rates DISABLE ROW LEVEL SECURITY`}},
+		target: `SELECT count(*) FROM pg_class WHERE relname = 'rates' AND NOT relrowsecurity`,
+	},
+	{
+		name:   "a table made anew under a function that returns its rows",
+		setup:  []string{ratesTable, `CREATE FUNCTION f() RETURNS SETOF rates LANGUAGE sql AS 'SELECT * FROM rates'`},
+		steps:  [][]string{{`BEGIN; DROP TABLE rates CASCADE; CREATE TABLE rates (id int PRIMARY KEY, a int); CREATE FUNCTION f() RETURNS SETOF rates LANGUAGE sql AS 'SELECT * FROM rates'; COMMIT`}},
+		target: `SELECT count(*) FROM pg_proc WHERE proname = 'f'`,
+	},
+	{
+		name:  "a view dropped with a function over it, and made anew",
+		setup: []string{ratesTable, `CREATE VIEW v AS SELECT 1 AS a; CREATE FUNCTION f() RETURNS SETOF v LANGUAGE sql AS 'SELECT 1'`},
+		steps: [][]string{{`DROP VIEW v CASCADE`}, {`CREATE SEQUENCE s`}, {`CREATE VIEW v AS SELECT 2 AS b`}},
+	},
+	{
+		name:  "a label renamed and its name given again without a key",
+		setup: []string{`CREATE TYPE mood AS ENUM ('sad', 'happy'); CREATE TABLE bag (a int, m mood); INSERT INTO bag VALUES (1, 'sad')`},
+		steps: [][]string{{`INSERT INTO bag VALUES (2, 'happy')`, `ALTER TYPE mood RENAME VALUE 'happy' TO 'glad'`, `ALTER TYPE mood ADD VALUE 'happy'`}},
+	},
+	{
+		name:    "partitions rotated beside a default one",
+		setup:   []string{partTable, `CREATE TABLE part_rest PARTITION OF part DEFAULT`},
+		steps:   [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; ALTER TABLE part_1 RENAME TO part_1_old; CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); INSERT INTO part VALUES (5, 'new'); COMMIT`}, {`INSERT INTO part VALUES (6, 'new')`}},
+		further: true,
+	},
+	{
+		name:    "a sequence of another type",
+		setup:   []string{ratesTable, `CREATE SEQUENCE numbers AS int`},
+		steps:   [][]string{{`ALTER SEQUENCE numbers AS bigint`, `SELECT setval('numbers', 3000000000)`}},
+		target:  `SELECT count(*) FROM numbers WHERE last_value >= 3000000000`,
+		further: true,
+	},
+	{
+		name:   "a column of another collation",
+		setup:  []string{ratesTable, `ALTER TABLE rates ADD COLUMN v text; CREATE INDEX ON rates (v)`},
+		steps:  [][]string{{`ALTER TABLE rates ALTER v TYPE text COLLATE "C"`}},
+		target: `SELECT count(*) FROM pg_attribute WHERE attrelid = 'rates'::regclass AND attname = 'v' AND attcollation = '"C"'::regcollation`,
+	},
+	{
+		name:  "an enum renamed, and a column added",
+		setup: []string{ratesTable, `CREATE TYPE mood AS ENUM ('sad', 'happy'); ALTER TABLE rates ADD COLUMN m mood; UPDATE rates SET m = 'sad'`},
+		steps: [][]string{{`ALTER TYPE mood RENAME TO feeling`, `ALTER TABLE rates ADD COLUMN z int`}},
+	},
+	{
+		name:  "a table attached and detached",
+		setup: []string{partTable, `CREATE TABLE staging (id int PRIMARY KEY, v text); INSERT INTO staging SELECT i, 's' FROM generate_series(100, 150) i`},
+		steps: [][]string{{`UPDATE staging SET v = 't'`}, {`DELETE FROM staging WHERE id = 100`}, {`ALTER TABLE part ATTACH PARTITION staging FOR VALUES FROM (100) TO (200)`}, {`UPDATE part SET v = 'in'`}, {`ALTER TABLE part DETACH PARTITION staging`}, {`UPDATE staging SET v = 'out' WHERE id = 120; DELETE FROM staging WHERE id = 121`}},
+	},
+	{
+		name:  "a table rotated into an archive",
+		setup: []string{`CREATE TABLE archive (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)`, `CREATE TABLE log (id int PRIMARY KEY, v text); INSERT INTO log SELECT i, 's' FROM generate_series(1, 50) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE log RENAME TO log_1; ALTER TABLE archive ATTACH PARTITION log_1 FOR VALUES FROM (0) TO (100); CREATE TABLE log (id int PRIMARY KEY, v text, extra int); INSERT INTO log VALUES (100, 'x', 1); COMMIT`}},
+	},
+	{
+		name:    "a label renamed that is a bound, of a table that is referred to",
+		setup:   []string{`CREATE TYPE mood AS ENUM ('sad', 'happy'); CREATE TABLE lp (m mood PRIMARY KEY) PARTITION BY LIST (m); CREATE TABLE lp_1 PARTITION OF lp FOR VALUES IN ('happy'); INSERT INTO lp VALUES ('happy'); CREATE TABLE refs (id int PRIMARY KEY, m mood REFERENCES lp); INSERT INTO refs VALUES (1, 'happy')`},
+		steps:   [][]string{{`ALTER TYPE mood RENAME VALUE 'happy' TO 'glad'`}, {`ALTER TABLE refs ADD COLUMN x int`}},
+		further: true,
+	},
+	{
+		name:  "a label renamed that is a bound",
+		setup: []string{`CREATE TYPE mood AS ENUM ('sad', 'happy'); CREATE TABLE lp (m mood PRIMARY KEY) PARTITION BY LIST (m); CREATE TABLE lp_1 PARTITION OF lp FOR VALUES IN ('happy'); INSERT INTO lp VALUES ('happy')`},
+		steps: [][]string{{`ALTER TYPE mood RENAME VALUE 'happy' TO 'glad'`}},
+	},
+	{
+		name:  "a function that returns something else",
+		setup: []string{ratesTable, `CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'`},
+		steps: [][]string{{`BEGIN; DROP FUNCTION f(); CREATE FUNCTION f() RETURNS text LANGUAGE sql AS 'SELECT ''x'''; COMMIT`}},
+	},
+	{
+		name:  "the type of an identity column",
+		setup: []string{ratesTable, `ALTER TABLE rates ADD COLUMN n int GENERATED ALWAYS AS IDENTITY`},
+		steps: [][]string{{`ALTER TABLE rates ALTER n TYPE bigint`}},
+	},
+	{
+		name:  "the type of a column in a policy",
+		setup: []string{ratesTable, `CREATE POLICY p ON rates USING (a > 0)`},
+		steps: [][]string{{`BEGIN; DROP POLICY p ON rates; ALTER TABLE rates ALTER a TYPE bigint; CREATE POLICY p ON rates USING (a > 0); COMMIT`}},
+	},
+	{
+		name:  "a column made anew that is referred to",
+		setup: []string{ratesTable, `ALTER TABLE rates ADD UNIQUE (a); CREATE TABLE refs (id int PRIMARY KEY, a int REFERENCES rates (a))`},
+		steps: [][]string{{`BEGIN; ALTER TABLE rates DROP COLUMN a CASCADE; ALTER TABLE rates ADD COLUMN a int UNIQUE; ALTER TABLE refs ADD FOREIGN KEY (a) REFERENCES rates (a); COMMIT`}},
+	},
+	{
+		name:  "a column and its check made anew",
+		setup: []string{ratesTable, `ALTER TABLE rates ADD CONSTRAINT pos CHECK (a > 0)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE rates DROP COLUMN a; ALTER TABLE rates ADD COLUMN a int; ALTER TABLE rates ADD CONSTRAINT pos CHECK (a > 0); COMMIT`}},
+	},
+	{
+		name:  "a column and index of a partitioned table made anew",
+		setup: []string{partTable, `CREATE INDEX part_v ON part (v)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DROP COLUMN v; ALTER TABLE part ADD COLUMN v text; CREATE INDEX part_v ON part (v); COMMIT`}},
+	},
+	{
+		name:  "a partition attached again under a view",
+		setup: []string{partTable, `CREATE VIEW pv AS SELECT id, v FROM part_1`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; DELETE FROM part_1 WHERE id = 1; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (100); COMMIT`}},
+	},
+	{
+		name:  "a partition moved under a view",
+		setup: []string{partTable, `CREATE VIEW pv AS SELECT id, v FROM part_1`, `CREATE TABLE other (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; ALTER TABLE other ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (100); COMMIT`}},
+	},
+	{
+		name:    "a default partition split that is referred to",
+		setup:   []string{`CREATE TABLE split (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE split_rest PARTITION OF split DEFAULT; INSERT INTO split SELECT i, 'v' FROM generate_series(1, 300) i; CREATE TABLE refs (id int PRIMARY KEY, s int REFERENCES split); INSERT INTO refs VALUES (1, 200)`},
+		steps:   [][]string{{`BEGIN; CREATE TABLE split_1 (id int PRIMARY KEY, v text); INSERT INTO split_1 SELECT * FROM split_rest WHERE id < 100; DELETE FROM split_rest WHERE id < 100; ALTER TABLE split ATTACH PARTITION split_1 FOR VALUES FROM (0) TO (100); COMMIT`}, {`ALTER TABLE refs ADD COLUMN x int`}},
+		further: true,
+	},
+	{
+		name:   "partitions rotated without a key",
+		setup:  []string{`CREATE TABLE part (id int, v text) PARTITION BY RANGE (id); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); CREATE TABLE part_rest PARTITION OF part DEFAULT; INSERT INTO part SELECT i, 'v' FROM generate_series(0, 99) i`},
+		steps:  [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; ALTER TABLE part_1 RENAME TO part_1_old; CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); INSERT INTO part VALUES (5, 'new'); COMMIT`}, {`INSERT INTO part VALUES (6, 'new')`}},
+		target: `SELECT count(*) FROM pg_inherits WHERE inhrelid = 'part_1'::regclass`,
+	},
+	{
+		name:   "partitions and their indexes rotated",
+		setup:  []string{partTable, `CREATE TABLE part_rest PARTITION OF part DEFAULT`},
+		steps:  [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; ALTER TABLE part_1 RENAME TO part_1_old; ALTER INDEX part_1_pkey RENAME TO part_1_old_pkey; CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); INSERT INTO part VALUES (5, 'new'); COMMIT`}, {`INSERT INTO part VALUES (6, 'new')`}},
+		target: `SELECT count(*) FROM pg_inherits WHERE inhrelid = 'part_1'::regclass`,
+	},
+	{
+		name:  "an inherited column made anew",
+		setup: []string{`CREATE TABLE parent (id int PRIMARY KEY, a int); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent); INSERT INTO child VALUES (1, 1); INSERT INTO parent VALUES (2, 2)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE parent DROP COLUMN a; ALTER TABLE parent ADD COLUMN a int; COMMIT; UPDATE parent SET a = 7`}},
+	},
+	{
+		name:  "a partition widened over the default one, and a table made",
+		setup: []string{partTable, `CREATE TABLE part_rest PARTITION OF part DEFAULT; INSERT INTO part SELECT i, 'd' FROM generate_series(100, 200) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; WITH d AS (DELETE FROM part_rest WHERE id < 150 RETURNING *) INSERT INTO part_1 SELECT * FROM d; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (150); COMMIT`}, {`CREATE TABLE more (id int PRIMARY KEY)`}},
+	},
+	{
+		name:  "a partition swapped for a table",
+		setup: []string{partTable, `CREATE TABLE staging (id int PRIMARY KEY, v text); INSERT INTO staging SELECT i, 's' FROM generate_series(0, 50) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; ALTER TABLE part_1 RENAME TO part_1_old; ALTER TABLE staging RENAME TO part_1; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (100); COMMIT`}},
+	},
+	{
+		name:  "a generated column with a check of another type",
+		setup: []string{`CREATE TABLE r (id int PRIMARY KEY, a int, g int NOT NULL GENERATED ALWAYS AS (a * 2) STORED CHECK (g > 0)); INSERT INTO r VALUES (1, 1)`},
+		steps: [][]string{{`ALTER TABLE r ALTER g TYPE bigint`}},
+	},
+	{
+		name: "a partition with partitions detached",
+		setup: []string{`CREATE TABLE split (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE split_1 PARTITION OF split FOR VALUES FROM (0) TO (1000);
+		CREATE TABLE split_2 PARTITION OF split FOR VALUES FROM (1000) TO (2000) PARTITION BY RANGE (id); CREATE TABLE split_2a PARTITION OF split_2 FOR VALUES FROM (1000) TO (1500); INSERT INTO split SELECT i*100, 'v' FROM generate_series(0, 14) i`},
+		steps: [][]string{{`ALTER TABLE split DETACH PARTITION split_2`}},
+	},
+	{
+		name:  "a partition widened over the default one",
+		setup: []string{partTable, `CREATE TABLE part_rest PARTITION OF part DEFAULT; INSERT INTO part SELECT i, 'd' FROM generate_series(100, 200) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; WITH d AS (DELETE FROM part_rest WHERE id < 150 RETURNING *) INSERT INTO part_1 SELECT * FROM d; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (150); COMMIT`}},
+	},
+}
+
+func TestSchemaCases(t *testing.T) {
+	t.Parallel()
+	for _, c := range schemaCases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.sql(t, c.setup...)
+			untilInSync(t, p)
+			for i, s := range c.steps {
+				p.sql(t, s...)
+				if c.refused != "" && i == 0 {
+					require.ErrorContains(t, p.migrator(t).Run(withTimeout(t, time.Minute), migrator.UntilInSync), c.refused)
+					return
+				}
+				untilInSync(t, p)
+			}
+			p.requireEqual(t)
+			requireSameSchema(t, p)
+			target := p.target.ConnectAdmin(t)
+			requireNoneFailed(t, target)
+			if c.target != "" {
+				require.NotZero(t, count(t, target, c.target))
+			}
+			if c.further {
+				do(t, p.migrator(t), migrator.CommandSwitch)
+				p.requireEqual(t)
+			}
+		})
+	}
+}
