@@ -101,6 +101,13 @@ func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) er
 			return err
 		}
 		for _, t := range change.Empty {
+			var there bool
+			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, t.Ident()).Scan(&there); err != nil {
+				return err
+			}
+			if !there { // somebody has dropped it
+				continue
+			}
 			if _, err := tx.Exec(ctx, `DROP INDEX IF EXISTS `+imageIndex(t)); err != nil {
 				return err
 			}
@@ -141,6 +148,12 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	if step.Object != nil && step.Object.Type == "TABLE ATTACH" && sqlState(err) == "23514" {
 		err = savepoint(ctx, tx, func(tx executor) error {
 			_, err := tx.Exec(ctx, besideDefault(step))
+			return err
+		})
+	}
+	if step.Object != nil && step.Object.Type == "FUNCTION" && sqlState(err) == "42P13" { // it returns something else
+		err = savepoint(ctx, tx, func(tx executor) error {
+			_, err := tx.Exec(ctx, dropping(*step.Object)+";\n"+step.SQL)
 			return err
 		})
 	}

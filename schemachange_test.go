@@ -37,7 +37,7 @@ func requireSameSchema(t *testing.T, p *pair) {
 			UNION ALL SELECT format('index %s', regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \S+', 'INDEX')) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'public'::regnamespace
 			UNION ALL SELECT format('constraint %s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n' AND conparentid = 0
 			UNION ALL SELECT format('partition %s %s', inhrelid::regclass, inhparent::regclass) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE relkind IN ('r', 'p')
-			UNION ALL SELECT format('attached index on %s %s', indrelid::regclass, inhparent::regclass) FROM pg_inherits JOIN pg_index ON indexrelid = inhrelid
+			UNION ALL SELECT format('attached index on %s to one on %s', x.indrelid::regclass, y.indrelid::regclass) FROM pg_inherits JOIN pg_index x ON x.indexrelid = inhrelid JOIN pg_index y ON y.indexrelid = inhparent
 			UNION ALL SELECT format('label %s %s', enumtypid::regtype, string_agg(enumlabel, ',' ORDER BY enumsortorder)) FROM pg_enum GROUP BY enumtypid
 			ORDER BY 1`)
 		require.NoError(t, err)

@@ -178,7 +178,7 @@ func (d *schemaDiff) adopt(k, t *Table) (adopts bool) {
 	a := adopted{Table: t}
 	for _, l := range t.Leaves {
 		old, was := d.before[l.ID]
-		if l.ID == t.ID {
+		if l.ID == t.ID || (!was && k == t) { // of a table that is new and sent whole
 			continue
 		}
 		if !was || d.anew[l.ID] || old.table.ID != k.ID {
