@@ -244,8 +244,11 @@ func (d *schemaDiff) drop(gone map[string]SchemaObject) (empty []SchemaStep) {
 		case o.Type == "TABLE ATTACH": // it may be a table, of its own or of other partitions
 			d.stepf("%s", detach(Relation{Schema: o.Schema, Name: o.Name}))
 		case o.Type == "TABLE": // one that holds no rows: a partition that had partitions, or one without columns
-			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('%s')) THEN
-				DROP TABLE IF EXISTS %s; END IF; END $do$`, quoteText(pgx.Identifier{o.Schema, o.Name}.Sanitize()), pgx.Identifier{o.Schema, o.Name}.Sanitize())})
+			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ DECLARE it regclass := to_regclass('%s'); filled bool; BEGIN
+				IF it IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = it) THEN
+					EXECUTE format('SELECT EXISTS (SELECT FROM %%s)', it) INTO filled;
+					IF NOT filled THEN EXECUTE format('DROP TABLE %%s', it); END IF;
+				END IF; END $do$`, quoteText(pgx.Identifier{o.Schema, o.Name}.Sanitize()))})
 		}
 	}
 	return empty
