@@ -110,6 +110,13 @@ func StartWriters(ctx context.Context, url string, n int, opts Options) (*Writer
 // transaction on, as an application does whose configuration changed.
 func (w *Writers) Redirect(url string) { w.url.Store(&url) }
 
+// SetRate changes the transactions per second of all writers together, from the next transaction on.
+func (w *Writers) SetRate(rate float64) {
+	w.limit.mu.Lock()
+	defer w.limit.mu.Unlock()
+	w.limit.rate = rate
+}
+
 // Stop lets each writer finish its transaction, closes the connections and
 // returns the statistics. A transaction that does not end within 15 seconds is
 // abandoned. Stop may be called more than once.
@@ -306,11 +313,11 @@ type limiter struct {
 
 // reserve takes the next free moment and returns how long it is until then.
 func (l *limiter) reserve() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.rate <= 0 {
 		return 0
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := time.Now()
 	if l.next.Before(now) {
 		l.next = now
