@@ -33,9 +33,9 @@ func requireSameSchema(t *testing.T, p *pair) {
 		rows, err := c.Query(t.Context(), `
 			SELECT format('column %s.%s %s %s %s %s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, pg_get_expr(adbin, adrelid))
 			FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef d ON adrelid = attrelid AND adnum = attnum
-			WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 AND NOT attisdropped
-			UNION ALL SELECT format('index %s', regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \S+', 'INDEX')) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'public'::regnamespace
-			UNION ALL SELECT format('constraint %s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n' AND conparentid = 0
+			WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema|heroku_migrator)' AND relkind IN ('r', 'p', 'v') AND attnum > 0 AND NOT attisdropped
+			UNION ALL SELECT format('index %s', regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \S+', 'INDEX')) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema|heroku_migrator)'
+			UNION ALL SELECT format('constraint %s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) FROM pg_constraint WHERE connamespace::regnamespace::text !~ '^(pg_|information_schema|heroku_migrator)' AND contype <> 'n' AND conparentid = 0
 			UNION ALL SELECT format('partition %s %s', inhrelid::regclass, inhparent::regclass) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE relkind IN ('r', 'p')
 			UNION ALL SELECT format('attached index on %s to one on %s', x.indrelid::regclass, y.indrelid::regclass) FROM pg_inherits JOIN pg_index x ON x.indexrelid = inhrelid JOIN pg_index y ON y.indexrelid = inhparent
 			UNION ALL SELECT format('label %s %s', enumtypid::regtype, string_agg(enumlabel, ',' ORDER BY enumsortorder)) FROM pg_enum GROUP BY enumtypid
