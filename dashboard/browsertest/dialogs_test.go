@@ -128,6 +128,7 @@ func TestDialogs(t *testing.T) {
 	require.Zero(t, count(t, pair.source, `SELECT count(*) FROM notes WHERE id = 1000`))
 	execute(t, pair.source, `DROP VIEW helped`)
 	p.untilCommand("switch")
+	p.untilTitle("In sync, and verified") // that a view is gone is followed within half a minute; until then, a switch has to be forced
 	p.confirm("switch", "switch")
 	p.untilTitle("Switched")
 	p.click("#app-moved")
