@@ -30,7 +30,6 @@ func TestDecoding(t *testing.T) {
 		"TableTruncatedWithinEveryRound": TestTableTruncatedWithinEveryRound,
 		"TablesWithoutAKey":              TestTablesWithoutAKey,
 		"SchemaChangesAreFollowed":       TestSchemaChangesAreFollowed,
-		"SchemaChangesInOneTransaction":  TestSchemaChangesInOneTransaction,
 		"DeployInTheMiddleOfTheCopy":     TestDeployInTheMiddleOfTheCopy,
 		"KilledAtRandomMoments":          TestKilledAtRandomMoments,
 		"TargetThatLostCommits":          TestTargetThatLostCommitsIsBroughtBack,

@@ -132,7 +132,7 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 	go func() { ended <- m.Run(ctx, "") }()
 	require.Eventually(t, func() bool { return phase(t, m) == migrator.PhaseReplicating }, time.Minute, 50*time.Millisecond)
 	untouched := p.loud(t)
-	rate := 300.0
+	rate := 150.0
 	if p.capture == migrator.CaptureDecoding { // the race detector slows down what passes through this process
 		rate = 50
 	}
