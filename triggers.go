@@ -345,69 +345,6 @@ func captureByTriggers(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, er
 	return buildCapture(t, ops, true), err
 }
 
-// Adopt implements [Source]. Rows that a relation brings along were written before its root's triggers saw it; what is
-// written from then on, they capture. So the keys may be entered at any time after.
-func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
-	var decoded bool // then it has been published since it was attached
-	if err := h.pool.QueryRow(ctx, `SELECT coalesce(bool_or(decoded), false) FROM heroku_migrator.captured WHERE relid = $1`, t.ID).Scan(&decoded); err != nil {
-		return fmt.Errorf("capture partitions of %s: %w", t, err)
-	}
-	for _, leaf := range leaves {
-		err := h.change(ctx, func(tx pgx.Tx) error {
-			script, err := releaseOwn(ctx, tx, leaf)
-			if err != nil {
-				return err
-			}
-			if !decoded {
-				script += truncateTriggers(&Table{Relation: leaf}, true)
-			}
-			if script == "" {
-				return nil
-			}
-			return lock(ctx, tx, "ONLY "+leaf.Ident(), "SHARE ROW EXCLUSIVE", script)
-		})
-		if err != nil {
-			return fmt.Errorf("capture partition %s: %w", leaf, err)
-		}
-	}
-	if t.Keyless() {
-		return h.Touch(ctx, t, strings.NewReader(""), true)
-	}
-	err := h.change(ctx, func(tx pgx.Tx) error {
-		for _, leaf := range leaves {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID), t.logColumns(), t.keyList(""), leaf.Ident())); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("send the rows of new partitions of %s: %w", t, err)
-	}
-	return nil
-}
-
-// releaseOwn writes the statements that end the capture of a partition which was captured as a table of its own. If it becomes one again, it may have
-// another key.
-func releaseOwn(ctx context.Context, tx pgx.Tx, leaf Relation) (string, error) {
-	var own, published bool
-	err := tx.QueryRow(ctx, `
-		SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = $1),
-		       EXISTS (SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = $1)`, leaf.ID, decodeName).Scan(&own, &published)
-	if err != nil || !own {
-		return "", err
-	}
-	script := fmt.Sprintf(`
-		DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_old() CASCADE;
-		DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE IF EXISTS %[2]s;
-		DELETE FROM heroku_migrator.captured WHERE relid = %[1]d;
-		`, leaf.ID, logName(leaf.ID))
-	if published {
-		script += fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE ONLY %s;\n", decodeName, leaf.Ident())
-	}
-	return script, nil
-}
-
 // Trim implements [Source]. The mark of how far the log was trimmed is kept, so that a target that
 // went back to an earlier position is noticed.
 func (h *Heroku) Trim(ctx context.Context, tables []*Table, upTo Position) error {
