@@ -27,7 +27,7 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 			if script == "" {
 				return nil
 			}
-			return lock(ctx, tx, "ONLY "+leaf.Ident(), "SHARE ROW EXCLUSIVE", script)
+			return lock(ctx, tx, "ONLY "+leaf.Ident(), "SHARE ROW EXCLUSIVE", stillNamed([]Relation{leaf})+script)
 		})
 		if err != nil {
 			return fmt.Errorf("capture partition %s: %w", leaf, err)

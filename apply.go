@@ -266,7 +266,7 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 					return err
 				}
 			}
-			c, err := targetCapture(ctx, tx, tables[i])
+			c, err := captureByTriggers(ctx, tx, tables[i], false)
 			if err != nil {
 				return err
 			}
@@ -284,14 +284,6 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	return nil
 }
 
-func targetCapture(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error) {
-	if t.Keyless() {
-		return buildCapture(t, nil, false), nil
-	}
-	ops, err := keyEquals(ctx, tx, t)
-	return buildCapture(t, ops, false), err
-}
-
 func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 	rows, err := tx.Query(ctx, `SELECT relid FROM heroku_migrator.captured WHERE decoded`)
 	if err != nil {
@@ -306,7 +298,7 @@ func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 		if slices.Contains(decoded, t.ID) {
 			continue
 		}
-		c, err := targetCapture(ctx, tx, t)
+		c, err := captureByTriggers(ctx, tx, t, false)
 		if err != nil {
 			return err
 		}

@@ -21,7 +21,8 @@ type CaptureConfig struct {
 
 // Capture records the source's tables in the journal and installs capture on each (I1). A table that a
 // transaction holds is tried again later, with growing pauses, while others go on; each try makes
-// writers wait for less than a second. It returns when every table is captured, or the context is done.
+// writers wait for less than a second. It returns when every table is captured, or the context is done. It fails if a table
+// is not any more what the journal says (dropped, say): call [FollowSchema], and Capture again.
 func Capture(ctx context.Context, src Source, dst Target, cfg CaptureConfig) error {
 	log := logger(cfg.Logger)
 	journal := dst.Journal()

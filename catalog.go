@@ -3,6 +3,7 @@ package migrator
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -177,10 +178,12 @@ func keyEquals(ctx context.Context, q querier, t *Table) ([]keyOperator, error) 
 		return nil, fmt.Errorf("key of %s: %w", t, err)
 	}
 	if len(ops) == 0 || len(ops) != len(t.Key) {
-		return nil, fmt.Errorf("key of %s: there is no unique index on (%s)", t, t.keyList(""))
+		return nil, fmt.Errorf("key of %s: %w on (%s)", t, errNoKeyIndex, t.keyList(""))
 	}
 	return ops, nil
 }
+
+var errNoKeyIndex = errors.New("there is no unique index")
 
 // operatorCache remembers the operators of tables whose rows are being moved: they are needed for every chunk and
 // every round.

@@ -235,7 +235,7 @@ func (c *copier) replan(ctx context.Context, t *Table, after int, now map[uint32
 func stillThere(t *Table, now map[uint32]*Table) (*Table, error) {
 	current, ok := now[t.ID]
 	if !ok {
-		return nil, fmt.Errorf("%s was dropped on the source since the migration began: abort, and start again with an empty target", t)
+		return nil, fmt.Errorf("%s is not a table of its own any more: %w", t, ErrSchemaChanged)
 	}
 	return current, nil
 }

@@ -23,7 +23,7 @@ func schemaIsOther(err error) bool {
 	case "42703", "42P01", "42704", "22P02", "23514", "3F000":
 		return true
 	}
-	return errors.Is(err, ErrSchemaChanged)
+	return errors.Is(err, ErrSchemaChanged) || errors.Is(err, errNoKeyIndex)
 }
 
 // followSchema follows the source's schema by the policy. If that has not changed, the cause stands.

@@ -595,9 +595,17 @@ func TestLeadLostInTheMiddleOfATransaction(t *testing.T) {
 // hookedSource calls back at the points where a race would strike.
 type hookedSource struct {
 	migrator.Source
+	capture func()                // a table is about to be captured
 	opened  func()                // the snapshot is taken, nothing is read yet
 	changes func()                // the log is about to be counted
 	copied  func(*migrator.Chunk) // the rows are on their way, not committed
+}
+
+func (h hookedSource) Capture(ctx context.Context, t *migrator.Table) error {
+	if h.capture != nil {
+		h.capture()
+	}
+	return h.Source.Capture(ctx, t)
 }
 
 func (h hookedSource) Snapshot(ctx context.Context) (migrator.Snapshot, error) {

@@ -1,7 +1,9 @@
 package migrator_test
 
 import (
+	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -44,6 +46,56 @@ func TestTableThatIsAnotherInTheMiddleOfTheCopy(t *testing.T) {
 			p.requireEqual(t)
 			requireSameSchema(t, p)
 		})
+	}
+}
+
+// I1: a deploy after the schema was cloned, before its tables are captured, or before they are copied.
+func TestTableThatIsAnotherBeforeTheCopy(t *testing.T) {
+	t.Parallel()
+	for name, ddl := range map[string]string{
+		"dropped":            `DROP TABLE wide`,
+		"dropped, keyless":   `DROP TABLE bag`,
+		"renamed":            `ALTER TABLE wide RENAME TO broad`,
+		"rotation":           `BEGIN; ALTER TABLE wide RENAME TO wide_old; CREATE TABLE wide (LIKE wide_old INCLUDING ALL); INSERT INTO wide VALUES (1, 1); COMMIT`,
+		"rotation, keyless":  `BEGIN; ALTER TABLE bag RENAME TO bag_old; CREATE TABLE bag (a text); INSERT INTO bag VALUES ('new'); COMMIT`,
+		"made again":         `BEGIN; DROP TABLE wide; CREATE TABLE wide (u int PRIMARY KEY); INSERT INTO wide VALUES (1); COMMIT`,
+		"key column renamed": `ALTER TABLE wide RENAME id TO key`,
+		"column, keyless":    `ALTER TABLE bag ADD COLUMN b int DEFAULT 5`,
+		"rewritten":          `ALTER TABLE wide ALTER u TYPE bigint; ALTER TABLE bag ALTER a TYPE varchar(10)`,
+		"new":                `CREATE TABLE more (id int PRIMARY KEY); INSERT INTO more VALUES (1)`,
+		"partition dropped":  `DROP TABLE part_b`,
+		"partition attached": `CREATE TABLE part_c (id int PRIMARY KEY); INSERT INTO part_c VALUES (250); ALTER TABLE part ATTACH PARTITION part_c FOR VALUES FROM (200) TO (300)`,
+		"becomes partition":  `ALTER TABLE wide DROP COLUMN u; ALTER TABLE part ATTACH PARTITION wide FOR VALUES FROM (-100) TO (0)`,
+	} {
+		for _, held := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/held=%t", strings.ReplaceAll(name, " ", "_"), held), func(t *testing.T) {
+				t.Parallel()
+				p := newPair(t)
+				p.sql(t, `CREATE TABLE wide (id int PRIMARY KEY, u int); INSERT INTO wide SELECT -i, i FROM generate_series(1, 10) i`,
+					`CREATE TABLE bag (a text); INSERT INTO bag SELECT 'x' FROM generate_series(1, 10)`,
+					`CREATE TABLE part (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE part_a PARTITION OF part FOR VALUES FROM (0) TO (100);
+					 CREATE TABLE part_b PARTITION OF part FOR VALUES FROM (100) TO (200); INSERT INTO part VALUES (5), (105)`)
+				var once sync.Once
+				deploy := func() { once.Do(func() { p.sql(t, ddl) }) }
+				if held {
+					m := p.migrator(t, func(cfg *migrator.Config) { cfg.HoldBeforeCopy = true })
+					stop := run(t, m)
+					waitFor(t, "every table is captured", func() bool { return phase(t, m) == migrator.PhaseReadyToCopy })
+					stop()
+					deploy()
+				}
+				m := p.migrator(t, func(cfg *migrator.Config) { cfg.Source = hookedSource{Source: cfg.Source, capture: deploy} })
+				require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+				p.requireEqual(t)
+				requireSameSchema(t, p)
+				// Whatever there is by now is captured.
+				p.sql(t, `DO $$ DECLARE r regclass; BEGIN FOR r IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace LOOP
+					EXECUTE format('DELETE FROM %s WHERE ctid = (SELECT min(ctid) FROM %1$s)', r);
+				END LOOP; END $$`)
+				require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+				p.requireEqual(t)
+			})
+		}
 	}
 }
 

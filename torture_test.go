@@ -74,8 +74,11 @@ func TestTorture(t *testing.T) {
 	require.NoError(t, err)
 	defer writers.Stop()
 	writing, stop := context.WithCancel(t.Context())
-	defer stop()
 	var more errgroup.Group
+	defer func() {
+		stop()
+		_ = more.Wait() // before their connections are closed
+	}()
 	var committed atomic.Int64 // by these, beside the shop's writers
 	for i := range each {
 		conn, choice := p.source.Connect(t), rand.New(rand.NewPCG(seed, uint64(1+i)))

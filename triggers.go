@@ -262,6 +262,16 @@ func (t *Table) relationNames() []string {
 	return names
 }
 
+// stillNamed writes the statement that fails if a name leads to another relation by now, as of a table that does not exist: the schema is followed then.
+func stillNamed(relations []Relation) string {
+	var b strings.Builder
+	b.WriteString("DO $named$ BEGIN\n")
+	for _, r := range relations {
+		fmt.Fprintf(&b, "IF to_regclass('%[1]s')::oid IS DISTINCT FROM %[2]d THEN RAISE undefined_table USING MESSAGE = '%[1]s is not the relation %[2]d any more'; END IF;\n", quoteText(r.Ident()), r.ID)
+	}
+	return b.String() + "END $named$;\n"
+}
+
 // Capture implements [Source].
 func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	decode, err := h.decoder.wanted(ctx)
@@ -282,7 +292,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 			return err
 		}
 		if done { // its key's columns have other names
-			c, err := captureByTriggers(ctx, tx, t)
+			c, err := captureByTriggers(ctx, tx, t, true)
 			if err != nil {
 				return err
 			}
@@ -305,7 +315,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, kind, key, decoded) VALUES ($1, $1, $2, $3, $4)`, t.ID, string(t.Kind), append([]string{}, t.Key...), decoded); err != nil {
 			return err
 		}
-		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", c.attach)
+		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", stillNamed(t.relations())+c.attach)
 	})
 	if errors.Is(err, ErrBusy) {
 		return fmt.Errorf("capture %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
@@ -333,16 +343,19 @@ func (h *Heroku) captureBy(ctx context.Context, tx pgx.Tx, t *Table) (c captureS
 			return h.decoder.capture(t), decoded, err
 		}
 	}
-	c, err = captureByTriggers(ctx, tx, t)
+	c, err = captureByTriggers(ctx, tx, t, true)
 	return c, false, err
 }
 
-func captureByTriggers(ctx context.Context, tx pgx.Tx, t *Table) (captureSQL, error) {
-	if t.Keyless() {
-		return buildCapture(t, nil, true), nil
+// captureByTriggers writes the statements; always is as for buildCapture.
+func captureByTriggers(ctx context.Context, tx pgx.Tx, t *Table, always bool) (c captureSQL, err error) {
+	var ops []keyOperator
+	if !t.Keyless() {
+		if ops, err = keyEquals(ctx, tx, t); err != nil {
+			return c, err
+		}
 	}
-	ops, err := keyEquals(ctx, tx, t)
-	return buildCapture(t, ops, true), err
+	return buildCapture(t, ops, always), nil
 }
 
 // Trim implements [Source]. The mark of how far the log was trimmed is kept, so that a target that
