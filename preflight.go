@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -105,7 +106,11 @@ func Preflight(ctx context.Context, src Source, dst Target, cfg PreflightConfig)
 }
 
 func inspect(ctx context.Context, side string, db Database) (Identity, []Finding) {
-	id, err := db.Identify(ctx)
+	var id Identity
+	err := untilPassed(ctx, func() (err error) {
+		id, err = db.Identify(ctx)
+		return err
+	})
 	if err != nil {
 		return Identity{}, []Finding{{
 			Check: side + "_connection", Severity: SeverityBlocker,
@@ -117,14 +122,24 @@ func inspect(ctx context.Context, side string, db Database) (Identity, []Finding
 		Check: side + "_connection", Severity: SeverityOK,
 		Message: fmt.Sprintf("The %s is Postgres %s, database %q on %s, role %q, %s.", side, id.VersionStr, id.Database, id.Host, id.Role, bytesText(id.Size)),
 	}}
-	found, err := db.Inspect(ctx)
-	for attempt := 1; attempt < 5 && sqlState(err) == "55P03" && sleep(ctx, time.Second) == nil; attempt++ {
-		found, err = db.Inspect(ctx) // somebody held an exclusive lock
-	}
+	var found []Finding
+	err = untilPassed(ctx, func() (err error) {
+		found, err = db.Inspect(ctx)
+		return err
+	})
 	if err != nil {
 		found = append(found, Finding{Check: side, Severity: SeverityBlocker, Message: fmt.Sprintf("The %s could not be inspected: %v.", side, err), Remedy: "Try again."})
 	}
 	return id, append(findings, found...)
+}
+
+// untilPassed repeats what failed for a reason that passes: somebody holds an exclusive lock, or the connection was cut. That there is none at all is told at once.
+func untilPassed(ctx context.Context, fn func() error) error {
+	err := fn()
+	for attempt := 1; attempt < 5 && Retryable(err) && !errors.As(err, new(*pgconn.ConnectError)) && sleep(ctx, time.Second) == nil; attempt++ {
+		err = fn()
+	}
+	return err
 }
 
 func compare(src, dst Identity) []Finding {

@@ -61,7 +61,7 @@ func (c *cli) cmd(t *testing.T, args ...string) *exec.Cmd {
 }
 
 // run returns what a command prints and its status. No password may be in it.
-func (c *cli) run(t *testing.T, args ...string) (stdout string, status int) {
+func (c *cli) run(t *testing.T, args ...string) (output string, status int) {
 	t.Helper()
 	cmd := c.cmd(t, args...)
 	var out, log bytes.Buffer
@@ -69,10 +69,7 @@ func (c *cli) run(t *testing.T, args ...string) (stdout string, status int) {
 	err := cmd.Run()
 	c.requireNoPassword(t, out.String()+log.String())
 	if exit := new(exec.ExitError); errors.As(err, &exit) {
-		if out.Len() > 0 {
-			return out.String(), exit.ExitCode()
-		}
-		return log.String(), exit.ExitCode()
+		return out.String() + log.String(), exit.ExitCode()
 	}
 	require.NoError(t, err)
 	return out.String(), 0

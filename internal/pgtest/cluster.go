@@ -65,7 +65,7 @@ type Cluster struct {
 	smallDisk int64
 	log       *tailBuffer
 	server    server
-	grants    sync.Mutex // GRANT … ON PARAMETER of two sessions at once can collide
+	grants    sync.Mutex // GRANT … ON PARAMETER, and DROP OWNED that takes it back, of two sessions at once can collide
 }
 
 // server is what differs between a container and a child process.

@@ -168,12 +168,14 @@ func (d *Database) Drop(ctx context.Context) error {
 	_, err = admin.Exec(ctx, fmt.Sprintf("DROP DATABASE IF EXISTS %s WITH (FORCE)", ident(d.Name)))
 	for _, role := range d.roles {
 		// DROP OWNED takes back what was granted outside of the database.
+		d.Cluster.grants.Lock()
 		roleErr := retryConcurrent(ctx, admin, fmt.Sprintf(`DO $do$ BEGIN
 			IF EXISTS (SELECT FROM pg_roles WHERE rolname = %[1]s) THEN
 				DROP OWNED BY %[2]s;
 				DROP ROLE %[2]s;
 			END IF;
 		END $do$`, literal(role), ident(role)))
+		d.Cluster.grants.Unlock()
 		err = errors.Join(err, roleErr)
 	}
 	if err != nil {
