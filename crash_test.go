@@ -115,7 +115,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	p := newPair(t)
 	p.shop(t, 0.15)
 	ctx := withTimeout(t, 4*time.Minute)
-	writers, err := shop.StartWriters(ctx, p.source.URL, 3, shop.Options{Rate: 60, KeyChanges: true, MaxHold: 300 * time.Millisecond})
+	writers, err := shop.StartWriters(ctx, p.source.URL, 3, shop.Options{Rate: 60, Rest: 4, KeyChanges: true, MaxHold: 300 * time.Millisecond})
 	require.NoError(t, err)
 	defer writers.Stop()
 

@@ -39,7 +39,7 @@ func inSync(t *testing.T, p *pair) *migrator.Migrator {
 
 func do(t *testing.T, m *migrator.Migrator, name migrator.CommandName) {
 	t.Helper()
-	_, err := m.Do(withTimeout(t, time.Minute), name, false)
+	_, err := m.Do(withTimeout(t, 3*time.Minute), name, false)
 	require.NoError(t, err, name)
 }
 
@@ -232,7 +232,7 @@ func TestAbort(t *testing.T) {
 	p := newPair(t)
 	p.shop(t, 0.02)
 	before := p.acl(t)
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 50, KeyChanges: true})
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 50, Rest: 4, KeyChanges: true})
 	require.NoError(t, err)
 	defer writers.Stop()
 	m := inSync(t, p)

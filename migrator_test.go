@@ -18,7 +18,7 @@ func TestWholePath(t *testing.T) {
 	p.shop(t, 0.05)
 	before := p.acl(t)
 	ctx := withTimeout(t, 3*time.Minute)
-	writers, err := shop.StartWriters(ctx, p.source.URL, 4, shop.Options{Rate: 150, KeyChanges: true, Truncate: true})
+	writers, err := shop.StartWriters(ctx, p.source.URL, 4, shop.Options{Rate: 150, Rest: 4, KeyChanges: true, Truncate: true})
 	require.NoError(t, err)
 	defer writers.Stop()
 

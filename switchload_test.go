@@ -94,7 +94,7 @@ func underLoad(t *testing.T, rate float64, change ...func(*migrator.Config)) *lo
 	require.Eventually(t, func() bool { return phase(t, l.m) == migrator.PhaseReplicating }, 2*time.Minute, 100*time.Millisecond)
 	l.untouched = l.loud(t)
 	var err error
-	l.writers, err = shop.StartWriters(t.Context(), l.source.URL, 6, shop.Options{Rate: rate, KeyChanges: true, MaxHold: 200 * time.Millisecond})
+	l.writers, err = shop.StartWriters(t.Context(), l.source.URL, 6, shop.Options{Rate: rate, Rest: 4, KeyChanges: true, MaxHold: 200 * time.Millisecond})
 	require.NoError(t, err)
 	t.Cleanup(func() { l.writers.Stop() })
 	l.await(t, 200)

@@ -66,11 +66,11 @@ func TestTorture(t *testing.T) {
 	p := newPair(t)
 	p.shop(t, 0.1)
 	p.sql(t, tortured...)
-	rate, each := 100.0, 2
+	rate, rest, each := 100.0, 4.0, 2
 	if least > 0 { // as many as two cores write beside the migrator
-		rate, each = 400, 4
+		rate, rest, each = 400, 0, 4
 	}
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, each, shop.Options{Rate: rate, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond, Seed: seed})
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, each, shop.Options{Rate: rate, Rest: rest, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond, Seed: seed})
 	require.NoError(t, err)
 	defer writers.Stop()
 	writing, stop := context.WithCancel(t.Context())
@@ -84,7 +84,7 @@ func TestTorture(t *testing.T) {
 		conn, choice := p.source.Connect(t), rand.New(rand.NewPCG(seed, uint64(1+i)))
 		more.Go(func() error {
 			for writing.Err() == nil {
-				sql := tortureWrites[choice.IntN(len(tortureWrites))]
+				sql, began := tortureWrites[choice.IntN(len(tortureWrites))], time.Now()
 				_, err := conn.Exec(t.Context(), string(bytes.ReplaceAll([]byte(sql), []byte("$N"), strconv.AppendInt(nil, choice.Int64N(6000), 10))))
 				switch state(err) {
 				case "":
@@ -95,7 +95,7 @@ func TestTorture(t *testing.T) {
 				if err != nil {
 					return fmt.Errorf("%s: %w", sql, err)
 				}
-				time.Sleep(5 * time.Millisecond)
+				time.Sleep(max(5*time.Millisecond, time.Duration(rest*float64(time.Since(began)))))
 			}
 			return nil
 		})

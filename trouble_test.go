@@ -64,7 +64,7 @@ func countOn(t *testing.T, db *pgtest.Database, sql string) int64 {
 
 func waitFor(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	require.Eventually(t, is, time.Minute, 50*time.Millisecond, what)
+	require.Eventually(t, is, 3*time.Minute, 50*time.Millisecond, what)
 }
 
 // The source fails over to a real standby that lags: the target follows the new server, and what was lost there is gone from it too.
@@ -82,7 +82,7 @@ func TestSourceFailsOverToAStandbyThatLags(t *testing.T) {
 	defer stop()
 	waitFor(t, "in sync", func() bool { return phase(t, m) == migrator.PhaseReplicating })
 	standby := newStandby(t, primary)
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, KeyChanges: true, MaxHold: -1})
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, Rest: 4, KeyChanges: true, MaxHold: -1})
 	require.NoError(t, err)
 	time.Sleep(500 * time.Millisecond)
 	require.NoError(t, standby.Detach(t.Context()))
@@ -102,7 +102,7 @@ func TestSourceFailsOverToAStandbyThatLags(t *testing.T) {
 	waitFor(t, "what was lost is gone", func() bool {
 		return countOn(t, p.target, `SELECT count(*) FROM markers`) == 0
 	})
-	writers, err = shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, KeyChanges: true, MaxHold: -1})
+	writers, err = shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, Rest: 4, KeyChanges: true, MaxHold: -1})
 	require.NoError(t, err)
 	time.Sleep(time.Second)
 	do(t, m, migrator.CommandSwitch)
@@ -126,7 +126,7 @@ func TestTargetFailsOverToAStandbyThatLags(t *testing.T) {
 	stop := run(t, m)
 	defer stop()
 	waitFor(t, "in sync", func() bool { return phase(t, m) == migrator.PhaseReplicating })
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, KeyChanges: true, MaxHold: -1})
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 100, Rest: 4, KeyChanges: true, MaxHold: -1})
 	require.NoError(t, err)
 	defer writers.Stop()
 	time.Sleep(500 * time.Millisecond)

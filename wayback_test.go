@@ -127,7 +127,7 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 	p.shop(t, 0.1)
 	before := p.acl(t)
 	m := p.migrator(t, func(c *migrator.Config) { c.Cutover.CatchUp = 4 * time.Minute }) // on a busy machine
-	ctx := withTimeout(t, 8*time.Minute)
+	ctx := withTimeout(t, 12*time.Minute)
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx, "") }()
 	require.Eventually(t, func() bool { return phase(t, m) == migrator.PhaseReplicating }, time.Minute, 50*time.Millisecond)
@@ -136,7 +136,7 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 	if p.capture == migrator.CaptureDecoding { // the race detector slows down what passes through this process
 		rate = 50
 	}
-	writers, err := shop.StartWriters(ctx, p.source.URL, 4, shop.Options{Rate: rate, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond})
+	writers, err := shop.StartWriters(ctx, p.source.URL, 4, shop.Options{Rate: rate, Rest: 4, KeyChanges: true, Truncate: true, MaxHold: 300 * time.Millisecond})
 	require.NoError(t, err)
 	defer writers.Stop()
 	for range 2 {
@@ -145,7 +145,7 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 			to      string
 		}{{migrator.CommandSwitch, p.target.URL}, {migrator.CommandRevert, p.source.URL}} {
 			at := writers.Stats().Committed
-			require.Eventually(t, func() bool { return writers.Stats().Committed > at+500 }, time.Minute, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return writers.Stats().Committed > at+2*int64(rate) }, 3*time.Minute, 20*time.Millisecond)
 			r, err := m.Do(ctx, way.command, false)
 			require.NoError(t, err, way.command)
 			t.Log(r.Message)
@@ -156,7 +156,7 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 		}
 	}
 	at := writers.Stats().Committed
-	require.Eventually(t, func() bool { return writers.Stats().Committed > at+300 }, time.Minute, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return writers.Stats().Committed > at+2*int64(rate) }, 3*time.Minute, 20*time.Millisecond)
 	stats := writers.Stop()
 	assert.Zero(t, stats.Other, stats.OtherSample)
 	require.NoError(t, writers.CheckLedger(ctx, p.source.Connect(t)))

@@ -16,7 +16,7 @@ func TestSeveralProcessesShareACopy(t *testing.T) {
 	p := newPair(t)
 	p.shop(t, 0.2)
 	ctx := withTimeout(t, 2*time.Minute)
-	writers, err := shop.StartWriters(ctx, p.source.URL, 2, shop.Options{Rate: 40, KeyChanges: true, MaxHold: 200 * time.Millisecond})
+	writers, err := shop.StartWriters(ctx, p.source.URL, 2, shop.Options{Rate: 40, Rest: 4, KeyChanges: true, MaxHold: 200 * time.Millisecond})
 	require.NoError(t, err)
 	defer writers.Stop()
 

@@ -148,7 +148,7 @@ func TestWholeMigrationOverHTTP(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, execute(t, p.source, `CREATE TABLE notes (id int PRIMARY KEY, text text); INSERT INTO notes VALUES (1, 'from the source')`))
 
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, 3, shop.Options{Rate: 60, Seed: 6})
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 3, shop.Options{Rate: 60, Rest: 4, Seed: 6})
 	require.NoError(t, err)
 	defer writers.Stop()
 

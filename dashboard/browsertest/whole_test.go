@@ -23,7 +23,7 @@ func TestWholeMigration(t *testing.T) {
 	require.NoError(t, shop.Install(t.Context(), c))
 	_, err := shop.Seed(t.Context(), c, 0.05)
 	require.NoError(t, err)
-	writers, err := shop.StartWriters(t.Context(), pair.source.URL, 3, shop.Options{Rate: 60, Seed: 6})
+	writers, err := shop.StartWriters(t.Context(), pair.source.URL, 3, shop.Options{Rate: 60, Rest: 4, Seed: 6})
 	require.NoError(t, err)
 	defer writers.Stop()
 

@@ -406,7 +406,7 @@ func TestRestartOverlapAndWorker(t *testing.T) {
 	execute(t, p.source, `CREATE TABLE big (id int PRIMARY KEY, payload text NOT NULL);
 		ALTER TABLE big ALTER payload SET STORAGE EXTERNAL;
 		INSERT INTO big SELECT i, repeat(md5(i::text), 60) FROM generate_series(1, 30000) i`)
-	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 30, Seed: 11})
+	writers, err := shop.StartWriters(t.Context(), p.source.URL, 2, shop.Options{Rate: 30, Rest: 4, Seed: 11})
 	require.NoError(t, err)
 	defer writers.Stop()
 

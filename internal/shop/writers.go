@@ -19,6 +19,9 @@ type Options struct {
 	// Rate limits the transactions per second of all writers together. Zero
 	// means no limit.
 	Rate float64
+	// Rest makes each writer pause, after each attempt, for so many times as long
+	// as that took, a second at most: a machine that is slow has less to do.
+	Rest float64
 	// KeyChanges adds operations that change keys, move rows between
 	// partitions and swap unique values.
 	KeyChanges bool
@@ -184,9 +187,11 @@ func (wr *writer) loop(ctx context.Context) {
 		if op == nil {
 			op = wr.deck.draw(wr.rng)
 		}
+		began := time.Now()
 		if wr.attempt(ctx, op) {
 			op = nil
 		}
+		wr.w.pause(ctx, min(time.Duration(wr.w.opts.Rest*float64(time.Since(began))), time.Second))
 	}
 }
 
