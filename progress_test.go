@@ -49,7 +49,7 @@ func eventually(t *testing.T, m *migrator.Migrator, what string, is func(*migrat
 // is not counted.
 func TestProgressLimitAndPause(t *testing.T) {
 	t.Parallel()
-	const limit = 3 << 20
+	const limit = 3 << 19
 	p, m, done := slowly(t, limit)
 	watcher := p.migrator(t) // another process, as it were
 	st := eventually(t, watcher, "both workers are seen", func(s *migrator.Status) bool {
