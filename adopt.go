@@ -15,6 +15,9 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 	if err := h.pool.QueryRow(ctx, `SELECT coalesce(bool_or(decoded), false) FROM heroku_migrator.captured WHERE relid = $1`, t.ID).Scan(&decoded); err != nil {
 		return fmt.Errorf("capture partitions of %s: %w", t, err)
 	}
+	if err := h.releaseMiddle(ctx, t); err != nil {
+		return fmt.Errorf("capture partitions of %s: %w", t, err)
+	}
 	for _, leaf := range leaves {
 		err := h.change(ctx, func(tx pgx.Tx) error {
 			script, err := releaseOwn(ctx, tx, leaf)
@@ -38,6 +41,9 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 	}
 	err := h.change(ctx, func(tx pgx.Tx) error {
 		for _, leaf := range leaves {
+			if err := holdName(ctx, tx, leaf, "ONLY "+leaf.Ident()); err != nil {
+				return err
+			}
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID), t.logColumns(), t.keyList(""), leaf.Ident())); err != nil {
 				return err
 			}
@@ -50,6 +56,63 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 	return nil
 }
 
+// releaseMiddle ends the capture of partitioned tables that are partitions now: their triggers would go on writing to a log that nobody reads.
+func (h *Heroku) releaseMiddle(ctx context.Context, t *Table) error {
+	rows, err := h.pool.Query(ctx, `
+		SELECT r.oid, n.nspname, r.relname FROM heroku_migrator.captured c JOIN pg_partition_tree($1::oid::regclass) p ON p.relid = c.relid
+		JOIN pg_class r ON r.oid = c.relid JOIN pg_namespace n ON n.oid = r.relnamespace WHERE NOT p.isleaf AND c.relid <> $1`, t.ID)
+	if err != nil {
+		return err
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
+		err = row.Scan(&r.ID, &r.Schema, &r.Name)
+		return r, err
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		err := h.change(ctx, func(tx pgx.Tx) error {
+			script, err := releaseOwn(ctx, tx, r)
+			if err != nil || script == "" {
+				return err
+			}
+			return lock(ctx, tx, r.Ident(), "ACCESS EXCLUSIVE", stillNamed([]Relation{r})+script)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Forget implements [Source].
+func (h *Heroku) Forget(ctx context.Context, ids []uint32) error {
+	for _, id := range ids {
+		err := h.change(ctx, func(tx pgx.Tx) error {
+			var there bool
+			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1)`, id).Scan(&there); err != nil || there {
+				return err
+			}
+			_, err := tx.Exec(ctx, dropCapture(id))
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("drop the log of a table that is gone: %w", err)
+		}
+	}
+	return nil
+}
+
+// dropCapture drops the functions and the log of a table.
+func dropCapture(id uint32) string {
+	return fmt.Sprintf(`
+		DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_old() CASCADE;
+		DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE IF EXISTS %[2]s;
+		DELETE FROM heroku_migrator.captured WHERE relid = %[1]d;
+		`, id, logName(id))
+}
+
 // releaseOwn writes the statements that end the capture of a partition which was captured as a table of its own. If it becomes one again, it may have
 // another key.
 func releaseOwn(ctx context.Context, tx pgx.Tx, leaf Relation) (string, error) {
@@ -60,11 +123,7 @@ func releaseOwn(ctx context.Context, tx pgx.Tx, leaf Relation) (string, error) {
 	if err != nil || !own {
 		return "", err
 	}
-	script := fmt.Sprintf(`
-		DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_old() CASCADE;
-		DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE IF EXISTS %[2]s;
-		DELETE FROM heroku_migrator.captured WHERE relid = %[1]d;
-		`, leaf.ID, logName(leaf.ID))
+	script := dropCapture(leaf.ID)
 	if published {
 		script += fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE ONLY %s;\n", decodeName, leaf.Ident())
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,12 +37,17 @@ SELECT json_build_object(
 		WHEN c.relkind = 'p' THEN 'partitioned'
 		WHEN EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'inherited'
 		ELSE 'ordinary' END,
-	'silenced', c.oid IN (SELECT root FROM silenced),
+	'silenced', c.oid IN (SELECT root FROM silenced), 'unlogged', c.relpersistence = 'u',
+	'parents', CASE WHEN c.relkind = 'r' THEN (SELECT json_agg(i.inhparent::int8 ORDER BY i.inhseqno) FROM pg_inherits i WHERE i.inhrelid = c.oid) END,
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 			'num', a.attnum, 'identity', a.attidentity, 'missing', CASE WHEN c.relkind <> 'p' THEN (a.attmissingval::text::text[])[1] ELSE ( -- a root has no rows, and none of it
 				SELECT (m.attmissingval::text::text[])[1] FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON m.attrelid = p.relid
 				WHERE p.isleaf AND m.attname = a.attname AND m.atthasmissing LIMIT 1) END,
+			'mixed', c.relkind = 'p' AND (
+				SELECT count(DISTINCT coalesce(m.attmissingval::text, '')) > 1 FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON m.attrelid = p.relid
+				WHERE p.isleaf AND m.attname = a.attname),
+			'written', a.xmin::text,
 			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum), ''),
 			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s ON s.oid = l.collnamespace
 				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),
@@ -114,12 +120,34 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 		if cat.Sequences, err = listSequences(ctx, tx); err != nil {
 			return err
 		}
+		if err := h.noteLostTriggers(ctx, tx, cat.Tables); err != nil {
+			return err
+		}
 		return tx.QueryRow(ctx, fingerprintSQL).Scan(&cat.Fingerprint)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the source's catalog: %w", err)
 	}
 	return &cat, nil
+}
+
+// noteLostTriggers marks the tables that were captured and have not all of their triggers any more.
+func (h *Heroku) noteLostTriggers(ctx context.Context, tx pgx.Tx, tables []*Table) error {
+	var captures bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.captured') IS NOT NULL`).Scan(&captures); err != nil || !captures {
+		return err
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT relid FROM heroku_migrator.captured c
+		WHERE EXISTS (SELECT FROM unnest(c.triggers) AS n WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.relid AND g.tgname = n))`)
+	if err != nil {
+		return err
+	}
+	lost, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	for _, t := range tables {
+		t.Silenced = t.Silenced || slices.Contains(lost, t.ID)
+	}
+	return err
 }
 
 func listSequences(ctx context.Context, q querier) ([]Relation, error) {

@@ -295,6 +295,16 @@ func TestSwitchRefusedAfterTriggersWereDisabled(t *testing.T) {
 	require.ErrorContains(t, err, "triggers that capture changes of table public.journal were disabled")
 }
 
+func TestSwitchRefusedAfterATriggerWasDropped(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	m := inSync(t, p)
+	p.sql(t, `DROP TRIGGER heroku_migrator_update ON journal`)
+	_, err := m.Do(t.Context(), migrator.CommandSwitch, true)
+	require.ErrorContains(t, err, "triggers that capture changes of table public.journal were disabled or dropped")
+}
+
 // After a revert nobody may write to the target, until the next switch.
 func TestWritesOnTheTargetAfterARevert(t *testing.T) {
 	t.Parallel()

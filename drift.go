@@ -88,7 +88,7 @@ func findDrift(cat *Catalog, tables []TableStatus) []string {
 		case !ok:
 			drift = append(drift, fmt.Sprintf("Table %s was created on the source after the migration began, and is not on the target: drop it, or abort and start again.", t))
 		case t.Silenced:
-			drift = append(drift, fmt.Sprintf("The triggers that capture changes of table %s were disabled (ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER after it): changes may be missing. Abort and start again.", t))
+			drift = append(drift, fmt.Sprintf("The triggers that capture changes of table %s were disabled or dropped (ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER after it; DROP TRIGGER): changes may be missing. Abort and start again.", t))
 		case !t.sameShape(k):
 			drift = append(drift, fmt.Sprintf("Table %s was changed on the source after the migration began (columns, key or partitions): undo the change, or abort and start again.", k))
 		}

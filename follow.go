@@ -20,7 +20,7 @@ func schemaIsOther(err error) bool {
 		return false
 	}
 	switch sqlState(err) {
-	case "42703", "42P01", "42704", "22P02", "23514", "3F000":
+	case "42703", "42P01", "42704", "22P02", "23502", "23505", "23514", "3F000":
 		return true
 	}
 	return errors.Is(err, ErrSchemaChanged) || errors.Is(err, errNoKeyIndex)
@@ -177,6 +177,11 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	o.State, o.Error = ObjectFailed, err.Error()
 	if step.Replaces {
 		o.Error = "it has another definition on the source now, and was not given that here: " + o.Error
+	}
+	if step.Drops { // which is no reason to make it again
+		o.Error = "it is gone on the source, and could not be dropped here: " + err.Error()
+		c.put(o)
+		return nil
 	}
 	switch o.Type {
 	case "INDEX", "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT", typeValidation, typeNotNull, typeCheck:

@@ -79,12 +79,14 @@ func (p *PlanetScale) located(ctx context.Context, tables []*Table) ([]*Table, e
 }
 
 // columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves, and since when these
-// are attached: what is written while they are not is not in the log. A column that was dropped and
+// are attached: what is written while they are not is not in the log. So is what is written while a column of the key has another name. A column that was dropped and
 // added again is another one: rows that were not changed since have lost their value.
 const (
 	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY a.attnum) FROM pg_attribute a
 		WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped)`
 	filesHere = `(SELECT string_agg(concat_ws(':', pg_relation_filenode(r.relid), (SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = r.relid)), ' ' ORDER BY r.relid)
+			|| coalesce((SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_attribute a JOIN pg_index x ON x.indrelid = a.attrelid AND x.indisprimary
+				WHERE a.attrelid = to_regclass(t.name) AND a.attnum = ANY (x.indkey)), '')
 		FROM (SELECT to_regclass(t.name)::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(to_regclass(t.name)) AS p) AS r)`
 )
 

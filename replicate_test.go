@@ -596,6 +596,8 @@ func TestLeadLostInTheMiddleOfATransaction(t *testing.T) {
 type hookedSource struct {
 	migrator.Source
 	capture func()                // a table is about to be captured
+	adopt   func()                // partitions are about to be
+	touch   func()                // a table is about to be noted to be sent whole
 	opened  func()                // the snapshot is taken, nothing is read yet
 	changes func()                // the log is about to be counted
 	copied  func(*migrator.Chunk) // the rows are on their way, not committed
@@ -606,6 +608,20 @@ func (h hookedSource) Capture(ctx context.Context, t *migrator.Table) error {
 		h.capture()
 	}
 	return h.Source.Capture(ctx, t)
+}
+
+func (h hookedSource) Adopt(ctx context.Context, t *migrator.Table, leaves []migrator.Relation) error {
+	if h.adopt != nil {
+		h.adopt()
+	}
+	return h.Source.Adopt(ctx, t, leaves)
+}
+
+func (h hookedSource) Touch(ctx context.Context, t *migrator.Table, keys io.Reader, all bool) error {
+	if h.touch != nil {
+		h.touch()
+	}
+	return h.Source.Touch(ctx, t, keys, all)
 }
 
 func (h hookedSource) Snapshot(ctx context.Context) (migrator.Snapshot, error) {

@@ -273,6 +273,118 @@ var schemaCases = []struct {
 		setup: []string{partTable, `CREATE TABLE part_rest PARTITION OF part DEFAULT; INSERT INTO part SELECT i, 'd' FROM generate_series(100, 200) i`},
 		steps: [][]string{{`BEGIN; ALTER TABLE part DETACH PARTITION part_1; WITH d AS (DELETE FROM part_rest WHERE id < 150 RETURNING *) INSERT INTO part_1 SELECT * FROM d; ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES FROM (0) TO (150); COMMIT`}},
 	},
+	{
+		name:  "the names of key columns change places, which are not the first ones",
+		setup: []string{`CREATE TABLE t (v text, id int PRIMARY KEY, other int); INSERT INTO t SELECT 'v', i, i * 1000 FROM generate_series(1, 20) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE t RENAME id TO pk; ALTER TABLE t RENAME other TO id; UPDATE t SET v = 'x' WHERE pk = 3; DELETE FROM t WHERE pk = 4; COMMIT`}, {`DELETE FROM t WHERE pk = 5`}},
+	},
+	{
+		name:  "the names of key columns change places and back",
+		setup: []string{`CREATE TABLE t (v text, id int PRIMARY KEY, other int); INSERT INTO t SELECT 'v', i, i * 1000 FROM generate_series(1, 20) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE t RENAME id TO pk; ALTER TABLE t RENAME other TO id; UPDATE t SET v = 'x' WHERE pk = 3; DELETE FROM t WHERE pk = 4; ALTER TABLE t RENAME id TO other; ALTER TABLE t RENAME pk TO id; COMMIT`}},
+	},
+	{
+		name:  "the names of key columns of partitions change places",
+		setup: []string{`CREATE TABLE part (a int, b int, v text, PRIMARY KEY (a, b)) PARTITION BY RANGE (a); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100); INSERT INTO part SELECT i, i + 20, 'v' FROM generate_series(0, 20) i`},
+		steps: [][]string{{`BEGIN; ALTER TABLE part RENAME a TO tmp; ALTER TABLE part RENAME b TO a; ALTER TABLE part RENAME tmp TO b; UPDATE part SET v = 'x' WHERE a = 23; DELETE FROM part WHERE a = 24; COMMIT`}},
+	},
+	{
+		name:  "keys that are numbered anew by way of NULL",
+		setup: []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 10) i; CREATE SEQUENCE s START 101`},
+		steps: [][]string{{`BEGIN; ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ALTER id DROP NOT NULL; UPDATE t SET id = NULL WHERE id > 5; UPDATE t SET id = nextval('s') WHERE id IS NULL; ALTER TABLE t ADD PRIMARY KEY (id); COMMIT`}},
+	},
+	{
+		name:  "a column that has another value in a partition that is attached",
+		setup: []string{`CREATE TABLE old (id int PRIMARY KEY, v text); INSERT INTO old SELECT i, 'o' FROM generate_series(200, 210) i`, partTable},
+		steps: [][]string{{`BEGIN; ALTER TABLE part ADD COLUMN state text DEFAULT 'new'; ALTER TABLE old ADD COLUMN state text DEFAULT 'old'; ALTER TABLE part ATTACH PARTITION old FOR VALUES FROM (200) TO (300); COMMIT`}},
+	},
+	{
+		name:  "a column that has a value in a partition that is attached, and none in others",
+		setup: []string{`CREATE TABLE old (id int PRIMARY KEY, v text); INSERT INTO old SELECT i, 'o' FROM generate_series(200, 210) i`, partTable},
+		steps: [][]string{{`BEGIN; ALTER TABLE old ADD COLUMN state text DEFAULT 'old'; ALTER TABLE part ADD COLUMN state text; ALTER TABLE part ATTACH PARTITION old FOR VALUES FROM (200) TO (300); COMMIT`}},
+	},
+	{
+		name:  "a column that a child had before its parent",
+		setup: []string{`CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE kid (PRIMARY KEY (id)) INHERITS (parent); INSERT INTO parent VALUES (1); INSERT INTO kid VALUES (2)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE kid ADD COLUMN n int DEFAULT 9; ALTER TABLE parent ADD COLUMN n int DEFAULT 7; COMMIT`}},
+	},
+	{
+		name:   "an unlogged table that is logged, and a change beside it",
+		setup:  []string{`CREATE UNLOGGED TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')`, ratesTable},
+		steps:  [][]string{{`ALTER TABLE t SET LOGGED; ALTER TABLE rates ADD COLUMN c int`}},
+		target: `SELECT count(*) FROM pg_class WHERE oid = 't'::regclass AND relpersistence = 'p'`,
+	},
+	{
+		name:   "a table, its sequence and its indexes renamed, to which a foreign key refers",
+		setup:  []string{`CREATE TABLE users (id bigserial PRIMARY KEY, v text); CREATE INDEX index_users_on_v ON users (v); CREATE TABLE posts (id bigserial PRIMARY KEY, u bigint REFERENCES users); INSERT INTO users (v) VALUES ('a'), ('b'); INSERT INTO posts (u) VALUES (1)`},
+		steps:  [][]string{{`BEGIN; ALTER TABLE users RENAME TO people; ALTER TABLE users_id_seq RENAME TO people_id_seq; ALTER INDEX users_pkey RENAME TO people_pkey; ALTER INDEX index_users_on_v RENAME TO index_people_on_v; COMMIT`}, {`INSERT INTO people (v) VALUES ('c')`}},
+		target: `SELECT count(*) FROM pg_constraint WHERE conname = 'people_pkey' AND conrelid = 'people'::regclass`,
+	},
+	{
+		name:  "the key of a partitioned table renamed, to which a foreign key refers",
+		setup: []string{partTable, `CREATE TABLE refs (id int PRIMARY KEY, p int REFERENCES part); INSERT INTO refs VALUES (1, 1)`},
+		steps: [][]string{{`ALTER TABLE part RENAME TO teil; ALTER TABLE teil RENAME CONSTRAINT part_pkey TO teil_pkey`}},
+	},
+	{
+		name:  "tables, their keys and sequences change places",
+		setup: []string{`CREATE TABLE a (id serial PRIMARY KEY, v text); CREATE TABLE b (id serial PRIMARY KEY, v text); INSERT INTO a (v) SELECT 'a' FROM generate_series(1, 5); INSERT INTO b (v) SELECT 'b' FROM generate_series(1, 9)`},
+		steps: [][]string{{`BEGIN; ALTER TABLE a RENAME TO tmp; ALTER TABLE b RENAME TO a; ALTER TABLE tmp RENAME TO b; ALTER INDEX a_pkey RENAME TO tmp_pkey; ALTER INDEX b_pkey RENAME TO a_pkey; ALTER INDEX tmp_pkey RENAME TO b_pkey; ALTER SEQUENCE a_id_seq RENAME TO tmp_seq; ALTER SEQUENCE b_id_seq RENAME TO a_id_seq; ALTER SEQUENCE tmp_seq RENAME TO b_id_seq; COMMIT`}, {`INSERT INTO a (v) VALUES ('n'); INSERT INTO b (v) VALUES ('n')`}},
+	},
+	{
+		name:   "the sequence of an identity column renamed",
+		setup:  []string{`CREATE TABLE t (id int GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, v text); INSERT INTO t (v) VALUES ('a')`},
+		steps:  [][]string{{`ALTER SEQUENCE t_id_seq RENAME TO numbers`}},
+		target: `SELECT count(*) FROM pg_class WHERE oid = 'numbers'::regclass`,
+	},
+	{
+		name:  "a table with a serial column moved to another schema",
+		setup: []string{`CREATE SCHEMA elsewhere; CREATE TABLE t (id serial PRIMARY KEY, v text); INSERT INTO t (v) VALUES ('a'), ('b')`},
+		steps: [][]string{{`ALTER TABLE t SET SCHEMA elsewhere`}, {`INSERT INTO elsewhere.t (v) VALUES ('c')`}},
+	},
+	{
+		name:  "a schema renamed",
+		setup: []string{`CREATE SCHEMA one; CREATE TABLE one.t (id serial PRIMARY KEY, v text); CREATE TABLE one.u (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, t int REFERENCES one.t); INSERT INTO one.t (v) VALUES ('a'), ('b'); INSERT INTO one.u (t) VALUES (1)`},
+		steps: [][]string{{`ALTER SCHEMA one RENAME TO two`}, {`INSERT INTO two.t (v) VALUES ('c')`}},
+	},
+	{
+		name:  "a column of another type, with another check and partial index",
+		setup: []string{ratesTable, `ALTER TABLE rates ADD CONSTRAINT pos CHECK (a > 0), ADD CONSTRAINT gone CHECK (a > -1); CREATE INDEX rates_p ON rates (b) WHERE a > 0`},
+		steps: [][]string{{`BEGIN; ALTER TABLE rates DROP CONSTRAINT pos, DROP CONSTRAINT gone; DROP INDEX rates_p; ALTER TABLE rates ALTER a TYPE timestamptz USING to_timestamp(a); ALTER TABLE rates ADD CONSTRAINT pos CHECK (a > '1970-01-01'); CREATE INDEX rates_p ON rates (b) WHERE a > '1970-01-01'; COMMIT`}},
+	},
+	{
+		name:   "a column of another type that a function reads",
+		setup:  []string{ratesTable, `CREATE FUNCTION f() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT sum(a) FROM rates; END`},
+		steps:  [][]string{{`BEGIN; DROP FUNCTION f(); ALTER TABLE rates ALTER a TYPE text USING a::text; CREATE FUNCTION f() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT sum(a::int) FROM rates; END; COMMIT`}},
+		target: `SELECT count(*) FROM pg_proc WHERE oid = 'f()'::regprocedure`,
+	},
+	{
+		name:  "types dropped with their table, also as its key, and made anew",
+		setup: []string{`CREATE TYPE kind AS ENUM ('a'); CREATE DOMAIN pos AS int CHECK (VALUE > 0); CREATE TABLE t (k kind PRIMARY KEY, p pos); INSERT INTO t VALUES ('a', 1)`},
+		steps: [][]string{{`DROP TABLE t`}, {`DROP TYPE kind; DROP DOMAIN pos`}, {`CREATE TYPE kind AS ENUM ('b'); CREATE DOMAIN pos AS int CHECK (VALUE < 0); CREATE TABLE t (k kind PRIMARY KEY, p pos); INSERT INTO t VALUES ('b', -1)`}},
+	},
+	{
+		name:   "identity columns made, unmade and changed",
+		setup:  []string{`CREATE TABLE t (id serial PRIMARY KEY, v text); INSERT INTO t (v) VALUES ('a'); CREATE TABLE u (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n int GENERATED BY DEFAULT AS IDENTITY); INSERT INTO u (n) VALUES (1)`},
+		steps:  [][]string{{`BEGIN; ALTER TABLE t ALTER id DROP DEFAULT; DROP SEQUENCE t_id_seq; ALTER TABLE t ALTER id ADD GENERATED ALWAYS AS IDENTITY; SELECT setval('t_id_seq', 10); COMMIT; ALTER TABLE u ALTER id DROP IDENTITY; ALTER TABLE u ALTER n SET GENERATED ALWAYS`}},
+		target: `SELECT count(*) FROM pg_attribute t, pg_attribute u, pg_attribute n WHERE t.attrelid = 't'::regclass AND t.attname = 'id' AND t.attidentity = 'a' AND u.attrelid = 'u'::regclass AND u.attname = 'id' AND u.attidentity = '' AND n.attrelid = u.attrelid AND n.attname = 'n' AND n.attidentity = 'a'`,
+	},
+	{
+		name:  "a captured partitioned table attached, and its key renamed",
+		setup: []string{`CREATE TABLE split (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE split_1 PARTITION OF split FOR VALUES FROM (0) TO (1000); INSERT INTO split VALUES (1, 'a'); CREATE TABLE big (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE big_1 PARTITION OF big FOR VALUES FROM (2000) TO (3000); INSERT INTO big VALUES (2000, 'b')`},
+		steps: [][]string{{`ALTER TABLE split ATTACH PARTITION big FOR VALUES FROM (2000) TO (3000)`}, {`ALTER TABLE split RENAME id TO number`}, {`INSERT INTO split VALUES (2001, 'c'); UPDATE split SET v = 'd' WHERE number = 2000`}},
+	},
+	{
+		name:    "a key column dropped and made anew",
+		setup:   []string{`CREATE TABLE t (id int PRIMARY KEY, u int); INSERT INTO t SELECT i, i * 1000 FROM generate_series(1, 20) i`},
+		steps:   [][]string{{`BEGIN; ALTER TABLE t DROP COLUMN id CASCADE; ALTER TABLE t ADD COLUMN id serial PRIMARY KEY; COMMIT`}},
+		refused: "is another column of the same name now",
+	},
+	{
+		name:    "a child of another parent",
+		setup:   []string{`CREATE TABLE p1 (id int PRIMARY KEY); CREATE TABLE p2 (id int PRIMARY KEY); CREATE TABLE k1 (PRIMARY KEY (id)) INHERITS (p1); CREATE TABLE k2 (PRIMARY KEY (id)) INHERITS (p1); CREATE TABLE k3 (PRIMARY KEY (id)) INHERITS (p2)`},
+		steps:   [][]string{{`ALTER TABLE k1 NO INHERIT p1; ALTER TABLE k1 INHERIT p2`}},
+		refused: "inherits from other tables now",
+	},
 }
 
 // All of them at once, each in a schema of its own: what one needs must not be in the way of another.

@@ -32,12 +32,12 @@ var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be
 // catalogs once and no more. Where a row of a catalog may be changed in place, its xmin tells.
 const fingerprintSQL = `
 	WITH r AS (
-		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
 	SELECT concat_ws('/',
-		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
+		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind, r.relpersistence), 0)) FROM r),
 		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attgenerated), 0))
+		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.xmin), 0))
 		 FROM pg_attribute a JOIN r ON r.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped),
 		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid = f.adrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel, y.typname, y.typnamespace), 0)) FROM pg_enum e JOIN pg_type y ON y.oid = e.enumtypid),
@@ -49,7 +49,7 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin, s.seqtypid, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle), 0))
 		 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN' LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
-		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S') AND c.relpersistence <> 't' AND n.nspname <> 'heroku_migrator'),
+		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S', 'i', 'I') AND c.relpersistence <> 't' AND n.nspname <> 'heroku_migrator'),
 		(SELECT sum(hashtextextended(concat_ws(' ', p.oid, p.xmin), 0)) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 		 WHERE p.oid >= 16384 AND n.nspname <> 'heroku_migrator' AND n.nspname NOT LIKE 'pg\_temp\_%'),
 		(SELECT sum(hashtextextended(concat_ws(' ', g.oid, g.tgname, g.tgfoid, g.tgtype), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
@@ -95,6 +95,20 @@ func (p *schemaPlan) carry(ctx context.Context, src Source, dst Target) error {
 		return &RefusedError{Action: "follow the schema", Reasons: p.impossible}
 	}
 	// First on the source: what is written to a new table has to be captured before its rows are sent (I2).
+	err := p.prepareSource(ctx, src)
+	if schemaIsOther(err) {
+		return fmt.Errorf("the source's schema changes at this moment: %w: %w", ErrBusy, err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := dst.ChangeSchema(ctx, &p.SchemaChange); err != nil {
+		return err
+	}
+	return src.Forget(ctx, p.Dropped) // its log may use a type that the application drops next
+}
+
+func (p *schemaPlan) prepareSource(ctx context.Context, src Source) error {
 	for _, t := range slices.Concat(p.created, p.renamedKeys) {
 		if err := src.Capture(ctx, t); err != nil {
 			return err
@@ -110,7 +124,7 @@ func (p *schemaPlan) carry(ctx context.Context, src Source, dst Target) error {
 			return err
 		}
 	}
-	return dst.ChangeSchema(ctx, &p.SchemaChange)
+	return nil
 }
 
 // SchemaChange is what [Target.ChangeSchema] commits.
@@ -131,6 +145,8 @@ type SchemaStep struct {
 	Object *SchemaObject
 	// Replaces tells that the object is there in another form: that it exists is no success.
 	Replaces bool
+	// Drops tells that the object is there no more.
+	Drops bool
 }
 
 type schemaPlan struct {

@@ -72,9 +72,15 @@ func (d *schemaDiff) table(k, t *Table) {
 	changed := d.adopt(k, t) || d.touched[t.ID]
 	k, retyped := d.underNewTypes(k)
 	changed = changed || retyped
+	if d.checksGone(k, t) {
+		changed = true
+	}
 	whole := t.Keyless() && d.left[t.ID] // its rows' images may be those of others
 	columnsChanged, keyNames := d.columnsOf(k, t, whole || t.Keyless() || rewritten(k, t))
-	if !slices.Equal(keyNames, t.Key) {
+	if slices.Equal(k.Key, t.Key) && !slices.Equal(k.keyNumbers(), t.keyNumbers()) {
+		d.refusef("The key (%s) of table %s is another column of the same name now: that cannot be followed while changes are captured by the old one. Abort and start again.",
+			strings.Join(t.Key, ", "), t)
+	} else if !slices.Equal(keyNames, t.Key) {
 		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
 			t, strings.Join(t.Key, ", "), strings.Join(k.Key, ", "))
 	} else if !slices.Equal(k.Key, t.Key) { // its capture may name them
@@ -83,7 +89,20 @@ func (d *schemaDiff) table(k, t *Table) {
 	if d.checks(k, t) {
 		changed = true
 	}
-	resent := whole || columnsChanged && (t.Keyless() || rewritten(k, t))
+	if !slices.Equal(k.Parents, t.Parents) {
+		d.refusef("Table %s inherits from other tables now: that cannot be followed. Undo it, or abort and start again.", t)
+	}
+	if k.Unlogged != t.Unlogged {
+		to := map[bool]string{false: "LOGGED", true: "UNLOGGED"}[t.Unlogged]
+		d.stepf(`ALTER TABLE %s SET %s`, t.Ident(), to)
+		d.sayf("table %s is %s now", t, to)
+		changed = true
+	}
+	if misread(k, t) { // what was logged in between may be the values of another column
+		d.renamedKeys = append(d.renamedKeys, t)
+		whole, changed = true, true
+	}
+	resent := whole || d.missingDiffers(k, t) || columnsChanged && (t.Keyless() || rewritten(k, t))
 	if resent {
 		d.Empty, d.resent = append(d.Empty, k), append(d.resent, t)
 		d.sayf("table %s is sent whole again", t)
@@ -94,6 +113,52 @@ func (d *schemaDiff) table(k, t *Table) {
 		}
 		d.Tables = append(d.Tables, t)
 	}
+}
+
+// keyNumbers are the numbers of the key's columns.
+func (t *Table) keyNumbers() []int {
+	numbers := make([]int, len(t.Key))
+	for i, name := range t.Key {
+		if at := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == name }); at >= 0 {
+			numbers[i] = t.Columns[at].Num
+		}
+	}
+	return numbers
+}
+
+// misread tells whether capture may have found the key in other columns: it goes by their names, and these were others, perhaps for a moment.
+func misread(k, t *Table) bool {
+	if _, ok := t.keyByPlace(); ok || t.Keyless() {
+		return false
+	}
+	numbers := t.keyNumbers()
+	for _, c := range t.Columns {
+		i := slices.IndexFunc(k.Columns, func(o Column) bool { return o.Num == c.Num })
+		if i >= 0 && slices.Contains(numbers, c.Num) && k.Columns[i].Written != c.Written {
+			return true
+		}
+	}
+	return false
+}
+
+// missingDiffers tells whether rows have other values in a new column than the one that the target's get.
+func (d *schemaDiff) missingDiffers(k, t *Table) bool {
+	for _, c := range t.Columns {
+		if slices.ContainsFunc(k.Columns, func(o Column) bool { return o.Num == c.Num }) {
+			continue
+		}
+		if c.Mixed {
+			return true
+		}
+		for _, id := range t.Parents {
+			for _, o := range d.now[id].columns() {
+				if o.Name == c.Name && (o.Missing == nil) != (c.Missing == nil) || (o.Name == c.Name && o.Missing != nil && *o.Missing != *c.Missing) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // withFilesOf is the table with the files that are known.
@@ -110,8 +175,8 @@ func withFilesOf(k, t *Table) *Table {
 	return &known
 }
 
-// checks compares CHECK constraints, which pg_dump writes into the table's definition.
-func (d *schemaDiff) checks(k, t *Table) (changed bool) {
+// checksGone and checks compare CHECK constraints, which pg_dump writes into the table's definition. Those that go do so before their columns change.
+func (d *schemaDiff) checksGone(k, t *Table) (changed bool) {
 	for _, name := range sortedKeys(k.Checks) {
 		if t.Checks[name] != k.Checks[name] {
 			d.stepf(`ALTER TABLE %s DROP CONSTRAINT IF EXISTS %s`, t.Ident(), quoteName(name))
@@ -120,6 +185,10 @@ func (d *schemaDiff) checks(k, t *Table) (changed bool) {
 			changed = true
 		}
 	}
+	return changed
+}
+
+func (d *schemaDiff) checks(k, t *Table) (changed bool) {
 	for _, name := range sortedKeys(t.Checks) {
 		if t.Checks[name] == k.Checks[name] && !d.goneWith(t, t.Checks[name]) {
 			continue
@@ -214,11 +283,22 @@ func (d *schemaDiff) columnsOf(k, t *Table, emptied bool) (changed bool, key []s
 			d.notNull(t, c)
 			changed = true
 		}
+		if o.Identity != c.Identity && o.Identity != "" {
+			d.identity(t, c)
+			changed = true
+		}
 		if o.Generated != c.Generated {
 			d.refusef("Column %s of table %s is generated now, or no longer: that cannot be followed. Undo it, or abort and start again.", c.Name, t)
 		}
 	}
 	return changed, key
+}
+
+// identity changes how an identity column is generated, or makes it a plain one.
+func (d *schemaDiff) identity(t *Table, c Column) {
+	what := map[string]string{"": "DROP IDENTITY IF EXISTS", "a": "SET GENERATED ALWAYS", "d": "SET GENERATED BY DEFAULT"}[c.Identity]
+	d.stepf(`ALTER TABLE %s ALTER COLUMN %s %s`, t.Ident(), quoteName(c.Name), what)
+	d.sayf("column %s of %s is another identity column now, or none", c.Name, t)
 }
 
 // columnDefault gives a column another default, or, if it is generated, another expression.
@@ -241,7 +321,7 @@ func (d *schemaDiff) columnGoes(t *Table, c Column) {
 	}
 }
 
-// dropReaders is the statement that drops what keeps a column from getting another type: views that read it, and policies, rules and triggers that
+// dropReaders is the statement that drops what keeps a column from getting another type: views that read it, and policies, rules, triggers and functions that
 // name it. On the source, they were dropped for that.
 func dropReaders(t *Table, c Column) string {
 	return fmt.Sprintf(`DO $do$ DECLARE statement text; BEGIN
@@ -258,6 +338,11 @@ func dropReaders(t *Table, c Column) string {
 			SELECT DISTINCT format('DROP TRIGGER IF EXISTS %%I ON %%s', g.tgname, g.tgrelid::regclass)
 			FROM pg_depend d JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid AND NOT g.tgisinternal AND g.tgparentid = 0
 			WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = '%[1]s'::regclass AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = d.refobjid AND attname = '%[2]s')
+			UNION ALL
+			SELECT DISTINCT format('DROP FUNCTION IF EXISTS %%s CASCADE', d.objid::regprocedure)
+			FROM pg_depend d
+			WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = '%[1]s'::regclass
+			  AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = d.refobjid AND attname = '%[2]s')
 		LOOP
 			EXECUTE statement;
 		END LOOP;

@@ -14,7 +14,9 @@ import (
 
 // objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what comes last.
 func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []SchemaStep) {
+	d.ownedSequences(before, now)
 	known, goes, next := d.knownObjects(before)
+	last = d.underNewNames(known, now, goes)
 	d.goesWithColumns(known, now, goes)
 	var first, attach []SchemaStep
 	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
@@ -63,6 +65,9 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			d.labels(o, old)
 			continue
 		case (o.Type == "DEFAULT" || o.Type == "CHECK CONSTRAINT") && d.newTables[relation]:
+		case there && o.Type == "INDEX": // it may keep its columns from changing
+			first = append(first, SchemaStep{SQL: dropping(old)})
+			d.sayf("%s was changed", o)
 		case there:
 			step.SQL, step.Replaces = replaced(old, o), standsAlone(o)
 			d.sayf("%s was changed", o)
@@ -133,6 +138,76 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 		known[name] = o
 	}
 	return known, goes, highest
+}
+
+// ownedSequences notes the sequences that move to another schema with the tables that own them.
+func (d *schemaDiff) ownedSequences(before, now []SchemaObject) {
+	there := func(schema, name string) bool {
+		return slices.ContainsFunc(now, func(o SchemaObject) bool { return o.Type == "SEQUENCE" && o.Schema == schema && o.Name == name })
+	}
+	for _, from := range sortedKeys(d.names) {
+		schema, _, _ := strings.Cut(d.names[from], "\x00")
+		table := pgx.Identifier(strings.Split(from, "\x00")).Sanitize()
+		for _, o := range before {
+			if o.Type == "SEQUENCE OWNED BY" && o.Schema != schema && strings.Contains(o.SQL, table+".") && there(schema, o.Name) && !there(o.Schema, o.Name) {
+				d.names[o.Schema+"\x00"+o.Name] = schema + "\x00" + o.Name
+			}
+		}
+	}
+}
+
+// underNewNames finds indexes, with the constraints that they are of, and sequences of identity columns that have other names and are the same otherwise.
+// A foreign key may rely on them, so that they cannot be made anew.
+func (d *schemaDiff) underNewNames(known map[string]SchemaObject, now []SchemaObject, goes map[int]bool) []SchemaStep {
+	var first, then []SchemaStep
+	names := map[string]bool{}
+	for _, o := range now {
+		names[o.String()] = true
+	}
+	own := func(o SchemaObject) string { // a constraint's comes after its table's
+		if o.Type == "CONSTRAINT" {
+			_, name, _ := strings.Cut(o.SQL, "ADD CONSTRAINT \"")
+			name, _, _ = strings.Cut(name, "\" ")
+			return strings.ReplaceAll(name, `""`, `"`)
+		}
+		return o.Name
+	}
+	for _, o := range now {
+		identity := o.Type == "SEQUENCE" && strings.Contains(o.SQL, "ADD GENERATED")
+		if _, ok := known[o.String()]; ok || (o.Type != "INDEX" && o.Type != "CONSTRAINT" && !identity) {
+			continue
+		}
+		for _, key := range slices.Sorted(maps.Keys(known)) {
+			old := known[key]
+			to := own(o)
+			from := own(old)
+			if old.Type != o.Type || names[key] || goes[old.ID] || strings.ReplaceAll(old.SQL, quoteName(from), quoteName(to)) != o.SQL {
+				continue
+			}
+			delete(known, key)
+			old.SQL = o.SQL
+			known[o.String()] = old
+			if old.State == ObjectDone { // names may go from one to another: all of them step aside first
+				kind, aside := "INDEX", fmt.Sprintf("heroku_migrator_renamed_%d", old.ID)
+				if identity {
+					kind = "SEQUENCE"
+				}
+				rename := func(from, to string) SchemaStep {
+					return SchemaStep{SQL: fmt.Sprintf(`ALTER %s IF EXISTS %s RENAME TO %s`, kind, pgx.Identifier{o.Schema, from}.Sanitize(), quoteName(to))}
+				}
+				first, then = append(first, rename(from, aside)), append(then, rename(aside, to))
+			}
+			d.sayf("%s is %s now", old, to)
+			for other, k := range known { // which attach to it
+				if k.Type == "INDEX ATTACH" {
+					k.SQL = strings.ReplaceAll(k.SQL, pgx.Identifier{o.Schema, from}.Sanitize(), pgx.Identifier{o.Schema, to}.Sanitize())
+					known[other] = k
+				}
+			}
+			break
+		}
+	}
+	return append(first, then...)
 }
 
 // isUndone tells whether a constraint of ours, or its table, is there no more.
@@ -239,8 +314,10 @@ func (d *schemaDiff) drop(gone map[string]SchemaObject) (empty []SchemaStep) {
 		}
 		switch sql := dropping(o); {
 		case sql != "":
-			d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o})
+			d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o, Drops: true})
 			d.sayf("%s was dropped", o)
+		case o.Type == "TYPE" || o.Type == "DOMAIN":
+			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN DROP TYPE IF EXISTS %s; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $do$`, pgx.Identifier{o.Schema, o.Name}.Sanitize())})
 		case o.Type == "TABLE ATTACH": // it may be a table, of its own or of other partitions
 			d.stepf("%s", detach(Relation{Schema: o.Schema, Name: o.Name}))
 		case o.Type == "TABLE": // one that holds no rows: a partition that had partitions, or one without columns
@@ -290,6 +367,9 @@ func replaced(old, o SchemaObject) string {
 	case "FUNCTION", "PROCEDURE", "VIEW":
 		return strings.Replace(o.SQL, "CREATE "+o.Type+" ", "CREATE OR REPLACE "+o.Type+" ", 1)
 	case "SEQUENCE":
+		if strings.Contains(o.SQL, "ADD GENERATED") {
+			return dropping(old) + ";\n" + o.SQL
+		}
 		sql := strings.Replace(o.SQL, "CREATE SEQUENCE ", "ALTER SEQUENCE ", 1)
 		if !strings.Contains(sql, "\n    AS ") { // pg_dump leaves out what is the default for a new one
 			sql = strings.Replace(sql, "\n", "\n    AS bigint\n", 1)

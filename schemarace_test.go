@@ -99,6 +99,42 @@ func TestTableThatIsAnotherBeforeTheCopy(t *testing.T) {
 	}
 }
 
+// I2: a deploy while another one is carried over, between what is done for it on the source.
+func TestDeployWhileAnotherOneIsFollowed(t *testing.T) {
+	t.Parallel()
+	const (
+		fresh    = `CREATE TABLE fresh (id int PRIMARY KEY, v int); INSERT INTO fresh SELECT i, i FROM generate_series(1, 10) i`
+		rotate   = `BEGIN; ALTER TABLE fresh RENAME TO fresh_old; CREATE TABLE fresh (LIKE fresh_old INCLUDING ALL); INSERT INTO fresh VALUES (1, 1); COMMIT`
+		attached = `CREATE TABLE part_2 (id int PRIMARY KEY, v text); INSERT INTO part_2 VALUES (150, 'x'); ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES FROM (100) TO (200)`
+	)
+	for _, c := range []struct{ name, before, first, at, then string }{
+		{"captured, then rotated", ratesTable, fresh, "touch", rotate},
+		{"captured, then dropped", ratesTable, fresh, "touch", `DROP TABLE fresh`},
+		{"rotated", ratesTable, fresh, "capture", rotate},
+		{"renamed", ratesTable, fresh, "capture", `ALTER TABLE fresh RENAME TO fresh_2`},
+		{"rewritten, then rotated", fresh, `ALTER TABLE fresh ALTER v TYPE numeric USING v * 2`, "touch", rotate},
+		{"attached, then renamed", partTable, attached, "adopt", `ALTER TABLE part_2 RENAME TO part_two`},
+		{"attached, then detached", partTable, attached, "adopt", `ALTER TABLE part DETACH PARTITION part_2`},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.sql(t, c.before)
+			untilInSync(t, p)
+			p.sql(t, c.first)
+			var once sync.Once
+			deploy := map[string]func(){c.at: func() { once.Do(func() { p.sql(t, c.then) }) }}
+			m := p.migrator(t, func(cfg *migrator.Config) {
+				cfg.Source = hookedSource{Source: cfg.Source, capture: deploy["capture"], adopt: deploy["adopt"], touch: deploy["touch"]}
+			})
+			require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
+			once.Do(func() { require.Fail(t, "no moment for the second deploy") })
+			p.requireEqual(t)
+			requireSameSchema(t, p)
+		})
+	}
+}
+
 // I4: a transaction that gives a name to something else holds its lock while a round begins, which finds the other thing when it has waited.
 func TestNameTakenWhileARoundBegins(t *testing.T) {
 	t.Parallel()

@@ -18,6 +18,14 @@ type place struct {
 	attached string
 }
 
+// columns are those of a table that is there.
+func (p place) columns() []Column {
+	if p.table == nil {
+		return nil
+	}
+	return p.table.Columns
+}
+
 func (p place) own() bool { return p.ID == p.table.ID }
 
 func places(tables []*Table) map[uint32]place {

@@ -56,6 +56,9 @@ type Capturer interface {
 	// rows come with the next round. It fails with [ErrBusy] as Capture does.
 	Adopt(ctx context.Context, table *Table, leaves []Relation) error
 
+	// Forget drops the logs of those of the tables, by their OIDs, that are not there any more.
+	Forget(ctx context.Context, ids []uint32) error
+
 	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
 	// changed these rows: the next round brings them over anew. With all true, the whole table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
@@ -287,6 +290,9 @@ type Table struct {
 	Rows   int64             `json:"rows"` // an estimate
 	// Silenced tells that triggers of ours on it are, or were, disabled: changes may not have been captured.
 	Silenced bool `json:"silenced,omitempty"`
+	Unlogged bool `json:"unlogged,omitempty"`
+	// Parents are those that it inherits from, if it is no partition.
+	Parents []uint32 `json:"parents,omitempty"`
 }
 
 // Leaf is a relation that holds rows of a table: the table itself, or a partition.
@@ -316,6 +322,8 @@ type Column struct {
 	Virtual   bool    `json:"virtual,omitempty"`   // generated when it is read
 	Inherited bool    `json:"inherited,omitempty"` // from a parent of classic inheritance
 	Collation string  `json:"collation,omitempty"` // if it is not its type's; quoted
+	Mixed     bool    `json:"mixed,omitempty"`     // Missing is not the same in all partitions
+	Written   string  `json:"written,omitempty"`   // the transaction that changed its definition last
 }
 
 // same tells whether two columns hold the same values.

@@ -30,8 +30,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	into := fmt.Sprintf("%s (%s)", log, t.logColumns())
 	keys, rows := t.keyList(""), "heroku_migrator_rows"
 	oldKeys := `VALUES (` + t.keyList("OLD.") + `)`
-	if places, ok := t.keyFirst(); ok && t.Kind == KindOrdinary { // a partition may have its columns in another order
-		// By place, not by name: a key column that the application renames must not break its writes.
+	if places, ok := t.keyByPlace(); ok { // a key column that the application renames must not break its writes
 		aliases := make([]string, len(places))
 		picked := make([]string, len(places))
 		for i, place := range places {
@@ -51,7 +50,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 
 	var b strings.Builder
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
-	keyChanged := "NOT (" + matchKey(t, ops, "OLD.", "NEW.") + ")"
+	keyChanged := "(" + matchKey(t, ops, "OLD.", "NEW.") + ") IS NOT TRUE" // a key may be NULL within a transaction
 	if t.Kind == KindOrdinary {
 		c.functions += fmt.Sprintf(`
 			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
@@ -101,8 +100,11 @@ func truncateTriggers(t *Table, always bool) string {
 	return b.String()
 }
 
-// keyFirst tells whether the key columns are the table's first ones, and returns the place of each.
-func (t *Table) keyFirst() (places []int, ok bool) {
+// keyByPlace tells whether capture finds the key by the place of its columns, not by their names: they are the first ones. It returns the place of each.
+func (t *Table) keyByPlace() (places []int, ok bool) {
+	if t.Kind != KindOrdinary { // a partition may have its columns in another order
+		return nil, false
+	}
 	for _, k := range t.Key {
 		place := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == k })
 		if place < 0 || place >= len(t.Key) {
@@ -315,7 +317,8 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, kind, key, decoded) VALUES ($1, $1, $2, $3, $4)`, t.ID, string(t.Kind), append([]string{}, t.Key...), decoded); err != nil {
 			return err
 		}
-		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", stillNamed(t.relations())+c.attach)
+		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", stillNamed(t.relations())+c.attach+fmt.Sprintf(`;
+			UPDATE heroku_migrator.captured SET triggers = ARRAY(SELECT tgname FROM pg_trigger WHERE tgrelid = relid AND tgname LIKE 'heroku\_migrator\_%%') WHERE relid = %d`, t.ID))
 	})
 	if errors.Is(err, ErrBusy) {
 		return fmt.Errorf("capture %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
@@ -432,7 +435,23 @@ func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables [
 
 // Touch implements [Source]. A table without a key is always sent whole.
 func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) error {
-	return touch(ctx, h.change, t, keys, all, `SELECT $1::oid`)
+	change := func(ctx context.Context, fn func(pgx.Tx) error) error {
+		return h.change(ctx, func(tx pgx.Tx) error {
+			if all || t.Keyless() {
+				if err := holdName(ctx, tx, t.Relation, t.Only()); err != nil {
+					return err
+				}
+			}
+			return fn(tx)
+		})
+	}
+	return touch(ctx, change, t, keys, all, `SELECT $1::oid`)
+}
+
+// holdName makes sure that a name leads to its relation until the transaction ends.
+func holdName(ctx context.Context, tx pgx.Tx, r Relation, locked string) error {
+	_, err := tx.Exec(ctx, fmt.Sprintf(`LOCK TABLE %s IN ACCESS SHARE MODE; %s`, locked, stillNamed([]Relation{r})))
+	return err
 }
 
 // touch is Touch with one statement more about the table in the same transaction.

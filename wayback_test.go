@@ -169,6 +169,20 @@ func TestThereAndBackUnderLoad(t *testing.T) {
 	require.Equal(t, before, p.acl(t))
 }
 
+// A key column of the target whose name another column has for a moment, which its capture takes for the key: the table goes back whole.
+func TestKeyColumnRenamedForAMomentOnTheTarget(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, `CREATE TABLE items (v text, id int PRIMARY KEY, other int)`, `INSERT INTO items SELECT 'v', i, i * 1000 FROM generate_series(1, 10) i`)
+	m := inSync(t, p)
+	do(t, m, migrator.CommandSwitch)
+	execute(t, p.target.Connect(t), `BEGIN`, `ALTER TABLE items RENAME id TO pk`, `ALTER TABLE items RENAME other TO id`, `UPDATE items SET v = 'x' WHERE pk = 3`, `DELETE FROM items WHERE pk = 4`,
+		`ALTER TABLE items RENAME id TO other`, `ALTER TABLE items RENAME pk TO id`, `COMMIT`)
+	do(t, m, migrator.CommandRevert)
+	p.requireEqual(t)
+	require.EqualValues(t, 9, count(t, p.source.Connect(t), `SELECT count(*) FROM items`))
+}
+
 // A column that was dropped on the target and added again has lost its values, without a rewrite and without a trigger: going back would bring
 // some of the old ones with it.
 func TestColumnDroppedAndAddedAgainOnTheTarget(t *testing.T) {
