@@ -44,8 +44,15 @@ func (m *Migrator) followSchema(ctx context.Context, s *State, cause error) erro
 
 // followBeforeSwitch makes the target's schema the source's, if the policy is to do so.
 func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
-	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause || s.Schema == "" {
-		return nil // the comparison that follows names what has changed
+	if s.Schema == "" {
+		return nil
+	}
+	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause { // the comparison that follows names what has changed
+		plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target)
+		if err != nil || plan == nil || len(plan.said) > 0 || len(plan.impossible) > 0 {
+			return err
+		}
+		return plan.carry(ctx, m.cfg.Source, m.cfg.Target)
 	}
 	err := m.follow(ctx, s)
 	if errors.Is(err, errSameSchema) {

@@ -77,13 +77,14 @@ func (d *schemaDiff) table(k, t *Table) {
 	}
 	whole := t.Keyless() && d.left[t.ID] // its rows' images may be those of others
 	columnsChanged, keyNames := d.columnsOf(k, t, whole || t.Keyless() || rewritten(k, t))
-	if slices.Equal(k.Key, t.Key) && !slices.Equal(k.keyNumbers(), t.keyNumbers()) {
+	switch {
+	case slices.Equal(k.Key, t.Key) && !slices.Equal(k.keyNumbers(), t.keyNumbers()):
 		d.refusef("The key (%s) of table %s is another column of the same name now: that cannot be followed while changes are captured by the old one. Abort and start again.",
 			strings.Join(t.Key, ", "), t)
-	} else if !slices.Equal(keyNames, t.Key) {
+	case !slices.Equal(keyNames, t.Key):
 		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
 			t, strings.Join(t.Key, ", "), strings.Join(k.Key, ", "))
-	} else if !slices.Equal(k.Key, t.Key) { // its capture may name them
+	case !slices.Equal(k.Key, t.Key): // its capture may name them
 		d.renamedKeys = append(d.renamedKeys, t)
 	}
 	if d.checks(k, t) {
