@@ -35,7 +35,7 @@ const fingerprintSQL = `
 		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
 	SELECT concat_ws('/',
-		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind, r.relpersistence), 0)) FROM r),
+		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
 		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.xmin), 0))
 		 FROM pg_attribute a JOIN r ON r.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped),
@@ -44,7 +44,7 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid))
 	|| '` + fingerprintRest + `' || concat_ws('/',
-		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.relrowsecurity, r.relforcerowsecurity), 0)) FROM r),
+		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.relpersistence, r.relrowsecurity, r.relforcerowsecurity), 0)) FROM r),
 		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid WHERE x.indisclustered),
 		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin, s.seqtypid, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle), 0))
 		 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
