@@ -60,7 +60,7 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 func (h *Heroku) releaseMiddle(ctx context.Context, t *Table) error {
 	rows, err := h.pool.Query(ctx, `
 		SELECT r.oid, n.nspname, r.relname FROM heroku_migrator.captured c JOIN pg_partition_tree($1::oid::regclass) p ON p.relid = c.relid
-		JOIN pg_class r ON r.oid = c.relid JOIN pg_namespace n ON n.oid = r.relnamespace WHERE NOT p.isleaf AND c.relid <> $1`, t.ID)
+		JOIN pg_class r ON r.oid = c.relid JOIN pg_namespace n ON n.oid = r.relnamespace WHERE NOT p.isleaf AND NOT c.decoded AND c.relid <> $1`, t.ID)
 	if err != nil {
 		return err
 	}
@@ -90,8 +90,9 @@ func (h *Heroku) releaseMiddle(ctx context.Context, t *Table) error {
 func (h *Heroku) Forget(ctx context.Context, ids []uint32) error {
 	for _, id := range ids {
 		err := h.change(ctx, func(tx pgx.Tx) error {
-			var there bool
-			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1)`, id).Scan(&there); err != nil || there {
+			var keep bool // changes that are still to be decoded go to its log
+			if err := tx.QueryRow(ctx, `
+				SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1) OR EXISTS (SELECT FROM heroku_migrator.captured WHERE relid = $1 AND decoded)`, id).Scan(&keep); err != nil || keep {
 				return err
 			}
 			_, err := tx.Exec(ctx, dropCapture(id))

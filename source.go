@@ -56,7 +56,7 @@ type Capturer interface {
 	// rows come with the next round. It fails with [ErrBusy] as Capture does.
 	Adopt(ctx context.Context, table *Table, leaves []Relation) error
 
-	// Forget drops the logs of those of the tables, by their OIDs, that are not there any more.
+	// Forget may drop the logs of those of the tables, by their OIDs, that are not there any more.
 	Forget(ctx context.Context, ids []uint32) error
 
 	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
