@@ -49,7 +49,7 @@ const fingerprintSQL = `
 		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin, s.seqtypid, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle), 0))
 		 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN' LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
-		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S', 'i', 'I') AND c.relpersistence <> 't' AND n.nspname <> 'heroku_migrator'),
+		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S', 'i', 'I') AND c.relpersistence <> 't' AND n.nspname NOT IN ('heroku_migrator', 'pg_toast')),
 		(SELECT sum(hashtextextended(concat_ws(' ', p.oid, p.xmin), 0)) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 		 WHERE p.oid >= 16384 AND n.nspname <> 'heroku_migrator' AND n.nspname NOT LIKE 'pg\_temp\_%'),
 		(SELECT sum(hashtextextended(concat_ws(' ', g.oid, g.tgname, g.tgfoid, g.tgtype), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
