@@ -56,6 +56,11 @@ screenshots: setup ## every phase of the dashboard as pictures, in ./screenshots
 torture: setup ## everything at once, for ten minutes (TORTURE=1h, or TORTURE=1000000 transactions; TORTURE_SEED repeats a run's choices)
 	@$(INSTALLED); set -x; TORTURE=$${TORTURE:-10m} go test -race -count=1 -timeout 0 -run 'TestTorture$$' -v . | grep --line-buffered -v level=INFO
 
+.PHONY: foreign
+foreign: setup ## move other applications' schemas there and back (SCHEMAS=dir of NAME/schema.sql; ONLY=a,b ROWS=10 SEED=1)
+	@$(INSTALLED); set -x; FOREIGN_SCHEMAS=$(SCHEMAS) FOREIGN_ONLY=$(ONLY) FOREIGN_ROWS=$${ROWS:-10} FOREIGN_SEED=$${SEED:-1} \
+		go test -count=1 -timeout 0 -run 'TestForeign$$' -v .
+
 .PHONY: bench
 bench: setup ## measure the initial copy against other tools (SCALE, ROUNDS, ONLY; see bench/README.md)
 	@$(INSTALLED); set -x; go run ./bench

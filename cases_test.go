@@ -107,10 +107,14 @@ func (c *migrationCase) file(t *testing.T, url, name string) {
 	if sql == "" {
 		return
 	}
-	for old, value := range map[string]string{
+	names := map[string]string{
 		`\bapp_owner\b`: pgx.Identifier{c.source.Role}.Sanitize(), `\bps\b`: pgx.Identifier{c.target.Role}.Sanitize(),
 		`\bDATABASE app\b`: "DATABASE " + pgx.Identifier{c.nameOf(url)}.Sanitize(),
-	} {
+	}
+	if name == "schema.sql" { // somebody else's, in which a word may be anything
+		names = nil
+	}
+	for old, value := range names {
 		sql = regexp.MustCompile(old).ReplaceAllLiteralString(sql, value)
 	}
 	cmd := exec.CommandContext(t.Context(), c.psql, url, "-Xq", "-v", "ON_ERROR_STOP=1", "-f", "-")
@@ -201,7 +205,18 @@ func (c *migrationCase) run(t *testing.T) {
 			requireSameLines(t, before, c.schema(t, c.source), "the source's schema is not what it was")
 		}
 	}
-	requireSameLines(t, c.schema(t, c.source), c.schema(t, c.target), "the schemas differ")
+	c.requireSameSchema(t)
+}
+
+// requireSameSchema compares the dumps of both sides, which are of one version of pg_dump.
+func (c *migrationCase) requireSameSchema(t *testing.T) {
+	t.Helper()
+	source, target := c.schema(t, c.source), c.schema(t, c.target)
+	if c.source.Cluster.Version != c.target.Cluster.Version {
+		source = strings.Join(foreign.Unqualified(strings.Split(source, "\n")), "\n")
+		target = strings.Join(foreign.Unqualified(strings.Split(target, "\n")), "\n")
+	}
+	requireSameLines(t, source, target, "the schemas differ")
 }
 
 func (c *migrationCase) step(t *testing.T, m *migrator.Migrator, step string) {

@@ -131,3 +131,27 @@ func Differences(a, b map[string]string) []string {
 	}
 	return list[:min(10, len(list))]
 }
+
+var (
+	query  = regexp.MustCompile(`^CREATE (OR REPLACE )?(MATERIALIZED VIEW|VIEW|RULE|POLICY) `)
+	prefix = regexp.MustCompile(`\b(\w+|"[^"]+")\.`)
+)
+
+// Unqualified leaves out the qualification of names in views, rules and policies. Servers from version 16 on write
+// columns without their table's name where they can, so dumps of two versions differ.
+func Unqualified(lines []string) []string {
+	list := make([]string, len(lines))
+	within := false
+	for i, line := range lines {
+		if query.MatchString(line) {
+			within = true
+		}
+		if list[i] = line; within {
+			list[i] = prefix.ReplaceAllString(line, "")
+		}
+		if strings.HasSuffix(line, ";") {
+			within = false
+		}
+	}
+	return list
+}
