@@ -152,16 +152,12 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 	if err != nil {
 		return err
 	}
+	if err := p.setSequences(ctx, final.Sequences); err != nil {
+		return fmt.Errorf("complete the target: %w", err)
+	}
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 		if err := checkEmptied(ctx, tx); err != nil {
 			return err
-		}
-		n, err := setSequences(ctx, tx, final.Sequences, final.SequenceMargin)
-		if err == nil && n != len(final.Sequences) {
-			err = fmt.Errorf("%d of %d are missing here", len(final.Sequences)-n, len(final.Sequences))
-		}
-		if err != nil {
-			return fmt.Errorf("set sequences: %w", err)
 		}
 		var path string
 		if err := tx.QueryRow(ctx, `SELECT current_setting('search_path')`).Scan(&path); err != nil {

@@ -143,8 +143,11 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 		return s, err
 	}
 	s.rows = fmt.Sprintf("pg_temp.heroku_migrator_rows_%d", t.ID)
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`,
-		t.ID, t.copied(""), t.Only())); err != nil {
+	staging := fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`, t.ID, t.copied(""), t.Only())
+	if t.keyGenerated() { // a column of the key is computed there, too
+		staging = fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d (LIKE %s INCLUDING GENERATED) ON COMMIT DROP`, t.ID, t.Ident())
+	}
+	if _, err := tx.Exec(ctx, staging); err != nil {
 		return s, fmt.Errorf("stage rows of %s: %w", t, err)
 	}
 	_, err = stream(ctx, defaultBuffer,
@@ -153,7 +156,7 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 			return err
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) {
-			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s FROM STDIN (FORMAT %s)`, s.rows, t.Format()), r)
+			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, s.rows, t.copiedList(), t.Format()), r)
 		})
 	if err != nil {
 		return s, fmt.Errorf("stage rows of %s: %w", t, err)
@@ -173,7 +176,7 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 	}
 	match := matchKey(t, s.ops, "t.", "r.")
 	var otherwise bool
-	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM %s AS t JOIN %s AS r ON %s WHERE (%s) IS DISTINCT FROM (%s))`,
+	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM %s AS t JOIN %s AS r ON %s WHERE ROW(%s) IS DISTINCT FROM ROW(%s))`,
 		t.Only(), s.rows, match, strings.Join(fixedHere, ", "), strings.Join(fixedThere, ", "))).Scan(&otherwise)
 	if err == nil && otherwise {
 		err = ErrDetach
@@ -182,8 +185,8 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 		_, err = tx.Exec(ctx, fmt.Sprintf(`UPDATE %s AS t SET %s FROM %s AS r WHERE %s`, t.Only(), strings.Join(set, ", "), s.rows, match))
 	}
 	if err == nil {
-		_, err = tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s AS r WHERE NOT EXISTS (SELECT 1 FROM %s AS t WHERE %s)`,
-			t.Ident(), t.copied(""), t.copied("r."), s.rows, t.Only(), match))
+		_, err = tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s %s SELECT %s FROM %s AS r WHERE NOT EXISTS (SELECT 1 FROM %s AS t WHERE %s)`,
+			t.Ident(), t.insertList(), t.copied("r."), s.rows, t.Only(), match))
 	}
 	if err != nil {
 		return s, fmt.Errorf("bring back rows of %s: %w", t, err)

@@ -73,8 +73,6 @@ SELECT json_build_object(
 	'leaves', coalesce((
 		SELECT json_agg(json_build_object('id', l.oid::int8, 'schema', ln.nspname, 'name', l.relname,
 			'filenode', pg_relation_filenode(l.oid)::int8,
-			'reordered', l.oid <> c.oid AND (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped)
-				IS DISTINCT FROM (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
 			'attached', CASE WHEN c.relkind = 'p' THEN (
 				SELECT string_agg(i.xmin::text, ' ' ORDER BY i.inhrelid) FROM pg_inherits i
 				WHERE i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(l.oid))) END,
@@ -107,18 +105,13 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 		if err != nil {
 			return err
 		}
-		for _, t := range tables {
-			if len(t.Columns) > 0 {
-				cat.Tables = append(cat.Tables, t)
-				continue
-			}
-			cat.Columnless = append(cat.Columnless, t)
-			if err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM `+t.Only()+` LIMIT 1) AS r`).Scan(&t.Rows); err != nil {
-				return err
-			}
-		}
-		if cat.Sequences, err = listSequences(ctx, tx); err != nil {
+		cat.Tables = tables
+		sequences, err := listSequences(ctx, tx)
+		if err != nil {
 			return err
+		}
+		for _, s := range sequences {
+			cat.Sequences = append(cat.Sequences, s.Relation)
 		}
 		if err := h.noteLostTriggers(ctx, tx, cat.Tables); err != nil {
 			return err
@@ -148,19 +141,6 @@ func (h *Heroku) noteLostTriggers(ctx context.Context, tx pgx.Tx, tables []*Tabl
 		t.Silenced = t.Silenced || slices.Contains(lost, t.ID)
 	}
 	return err
-}
-
-func listSequences(ctx context.Context, q querier) ([]Relation, error) {
-	rows, err := q.Query(ctx, `
-		SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND`+userRelations+` ORDER BY c.oid`)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
-		err = row.Scan(&r.ID, &r.Schema, &r.Name)
-		return r, err
-	})
 }
 
 // keyOperator tells values of a key column apart.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 )
 
@@ -28,7 +27,9 @@ type CutoverConfig struct {
 	LagLimit time.Duration
 	// Writers says what is done about transactions that are still open then. Default: [WritersWait].
 	Writers WriterPolicy
-	// SequenceMargin is by how many steps sequences are set beyond where they are. Default: 0.
+	// SequenceMargin is by how many steps sequences are set beyond where they are on the side that is left, where a client may still draw numbers.
+	// 0: what ten minutes take at the rate seen before, and 1,000 at least; never more than a tenth of the numbers left; none for a sequence
+	// that was never used. Negative: none.
 	SequenceMargin int64
 	// Hook is the caller's part. HookTimeout is how long each call may take; before_switch's time is time without writes. Default: 5 minutes.
 	Hook        Hook
@@ -88,7 +89,9 @@ type SwitchReport struct {
 	Finish        time.Duration `json:"finish_ns"`
 	RowsDrained   int64         `json:"rows_drained"`
 	Sequences     int           `json:"sequences"`
-	LargeObjects  int64         `json:"large_objects,omitempty"`
+	// SequenceMargin is the largest number of steps that a sequence was set ahead.
+	SequenceMargin int64 `json:"sequence_margin,omitempty"`
+	LargeObjects   int64 `json:"large_objects,omitempty"`
 }
 
 func (r SwitchReport) encode() (string, error) {
@@ -120,6 +123,7 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	if err != nil {
 		return nil, err
 	}
+	watch := watchSequences(ctx, src)
 	if err := catchUpBefore(ctx, r.catchUp, "switch", cfg); err != nil {
 		return nil, err
 	}
@@ -131,7 +135,7 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 		return nil, err
 	}
 	cfg.DrainTimeout += 2 * large.Comparing
-	report, err := prepareAndSwitch(ctx, src, dst, r, cfg)
+	report, err := prepareAndSwitch(ctx, src, dst, r, watch, cfg)
 	if report == nil { // before it would have been settled
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
 		defer cancel()
@@ -142,7 +146,7 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	return report, err
 }
 
-func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig) (*SwitchReport, error) {
+func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator, watch sequenceWatch, cfg CutoverConfig) (*SwitchReport, error) {
 	if err := dst.PrepareSwitch(ctx, r.live, src.Touch); err != nil {
 		return nil, err
 	}
@@ -171,7 +175,7 @@ func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator
 		return nil, err
 	}
 	call.Point = HookBeforeSwitch
-	report, err := switchOver(ctx, src, dst, r, cfg, call)
+	report, err := switchOver(ctx, src, dst, r, watch, cfg, call)
 	if err == nil {
 		return report, nil
 	}
@@ -230,13 +234,9 @@ func refreshViews(ctx context.Context, dst Target, cfg CutoverConfig) error {
 	return createObjects(ctx, dst, cfg.Logger, views, StageFinish)
 }
 
-func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg CutoverConfig, call HookCall) (*SwitchReport, error) {
+func switchOver(ctx context.Context, src Source, dst Target, r *replicator, watch sequenceWatch, cfg CutoverConfig, call HookCall) (*SwitchReport, error) {
 	report := &SwitchReport{}
-	cat, err := src.Catalog(ctx)
-	if err != nil {
-		return nil, err
-	}
-	began, err := raiseFence(ctx, "switch", src, slices.Concat(r.live, cat.Columnless), cfg, report, r.round)
+	began, err := raiseFence(ctx, "switch", src, r.live, cfg, report, r.round)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +246,7 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 	}
 	drain, cancel := context.WithTimeout(ctx, cfg.DrainTimeout)
 	defer cancel()
-	final := Final{Tables: r.live, SequenceMargin: cfg.SequenceMargin}
+	final := Final{Tables: r.live}
 	fail := func(err error) (*SwitchReport, error) {
 		if drain.Err() != nil && ctx.Err() == nil {
 			return nil, refuse("switch", "The last changes could not be carried over within %s; the fence was lifted and nothing has happened. Try again when the lag is small.", cfg.DrainTimeout)
@@ -296,7 +296,7 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, cfg 
 			final.Objects = append(final.Objects, o)
 		}
 	}
-	report.Sequences = len(final.Sequences)
+	report.Sequences, report.SequenceMargin = len(final.Sequences), watch.margins(final.Sequences, cfg.SequenceMargin)
 	report.At = time.Now()
 	report.Finish = report.At.Sub(began) - report.Fence - report.Drain - report.Hook
 	report.WithoutWrites = report.At.Sub(began)

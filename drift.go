@@ -93,20 +93,10 @@ func findDrift(cat *Catalog, tables []TableStatus) []string {
 			drift = append(drift, fmt.Sprintf("Table %s was changed on the source after the migration began (columns, key or partitions): undo the change, or abort and start again.", k))
 		}
 	}
-	for _, t := range cat.Columnless {
-		if t.Rows > 0 {
-			drift = append(drift, columnlessRows(t))
-		}
-	}
 	for _, t := range known {
 		drift = append(drift, fmt.Sprintf("Table %s was dropped on the source after the migration began: abort and start again.", t))
 	}
 	return drift
-}
-
-// columnlessRows says why a table without columns has to be empty.
-func columnlessRows(t *Table) string {
-	return fmt.Sprintf("Table %s has no columns, but rows, which no key tells apart and no trigger can note: empty it, or drop it.", t)
 }
 
 // resendRewritten has tables carried over as a whole that were rewritten since they were copied. A rewrite fires no

@@ -159,8 +159,7 @@ func (p *PlanetScale) SchemaSinceSwitch(ctx context.Context, tables []*Table) (d
 	rows, err = p.pool.Query(ctx, `
 		SELECT format('table %I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND`+userRelations+`
-		  AND c.oid NOT IN (SELECT to_regclass(t.name)::oid FROM heroku_migrator.captured t WHERE to_regclass(t.name) IS NOT NULL)
-		  AND EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0) ORDER BY 1`)
+		  AND c.oid NOT IN (SELECT to_regclass(t.name)::oid FROM heroku_migrator.captured t WHERE to_regclass(t.name) IS NOT NULL) ORDER BY 1`)
 	if err != nil {
 		return fail(err)
 	}

@@ -249,11 +249,6 @@ func inspectTables(cat *Catalog) []Finding {
 		rows += t.Rows
 	}
 	f := sourceChecks[0].findings(noKey)
-	for _, t := range cat.Columnless {
-		if t.Rows > 0 {
-			f = append(f, Finding{Check: "columnless_tables", Severity: SeverityBlocker, Message: columnlessRows(t)})
-		}
-	}
 	return append(f, Finding{
 		Check: "tables", Severity: SeverityInfo,
 		Message: fmt.Sprintf("%d tables with about %d rows in %s, and %d sequences, will be moved.", len(cat.Tables), rows, bytesText(bytes), len(cat.Sequences)),

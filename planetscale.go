@@ -250,11 +250,7 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 
 // copyInto streams rows into a table, whose partitions sort themselves out.
 func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64, error) {
-	columns := t.copied("")
-	if columns != "" { // COPY has no form for none; without a list, it means all that are not generated
-		columns = "(" + columns + ")"
-	}
-	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), columns, t.Format()), r)
+	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), t.copiedList(), t.Format()), r)
 	if err != nil {
 		return n, fmt.Errorf("write %s: %w", t, err)
 	}

@@ -72,6 +72,7 @@ func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg
 	if err != nil {
 		return began, err
 	}
+	watch := watchSequences(ctx, dst)
 	if err := catchUpBefore(ctx, w.catchUp, "revert", cfg); err != nil {
 		return began, err
 	}
@@ -89,7 +90,7 @@ func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg
 	report.Fence = time.Since(began)
 	drain, cancelDrain := context.WithTimeout(ctx, cfg.DrainTimeout+2*large.Comparing)
 	defer cancelDrain()
-	if err := w.finish(drain, tables, report); err != nil {
+	if err := w.finish(drain, tables, watch, cfg.SequenceMargin, report); err != nil {
 		if drain.Err() != nil && ctx.Err() == nil {
 			return began, refuse("revert", "The last changes could not be brought back within %s; the fence was lifted and nothing has happened. Try again when the lag is small. (%v)", cfg.DrainTimeout, err)
 		}
@@ -105,7 +106,7 @@ func (w *wayBack) catchUp(ctx context.Context, lag time.Duration) error {
 }
 
 // finish brings the rest back, behind the target's fence.
-func (w *wayBack) finish(ctx context.Context, tables []*Table, report *SwitchReport) error {
+func (w *wayBack) finish(ctx context.Context, tables []*Table, watch sequenceWatch, margin int64, report *SwitchReport) error {
 	if err := w.dst.ResendRewritten(ctx, tables); err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func (w *wayBack) finish(ctx context.Context, tables []*Table, report *SwitchRep
 	if err != nil {
 		return err
 	}
-	report.Sequences = len(sequences)
+	report.Sequences, report.SequenceMargin = len(sequences), watch.margins(sequences, margin)
 	if err := w.src.SetSequences(ctx, sequences); err != nil {
 		return err
 	}

@@ -424,11 +424,14 @@ func (s *herokuSnapshot) changedKeys(t *Table, since Position) string {
 
 // CopyKeys implements [Snapshot].
 func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position, w io.Writer) (int64, error) {
-	query := s.changedKeys
+	query := s.changedKeys(t, since)
 	if t.Keyless() {
-		query = images
+		var err error
+		if query, err = s.images(ctx, t, since); err != nil {
+			return 0, fmt.Errorf("read changes of %s: %w", t, err)
+		}
 	}
-	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+query(t, since)+`) TO STDOUT`, w)
+	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+query+`) TO STDOUT`, w)
 	if err != nil {
 		return n, fmt.Errorf("read changed keys of %s: %w", t, err)
 	}
@@ -453,37 +456,6 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 		return n, fmt.Errorf("read changed rows of %s: %w", t, err)
 	}
 	return n, nil
-}
-
-// Sequences implements [Snapshot]. Sequences are outside of transactions: what is read is their state now.
-func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
-	relations, err := listSequences(ctx, s.conn)
-	if err != nil {
-		return nil, fmt.Errorf("list sequences: %w", err)
-	}
-	if len(relations) == 0 {
-		return nil, nil
-	}
-	list := make([]Sequence, len(relations))
-	reads := make([]string, len(relations))
-	for i, r := range relations {
-		list[i].Relation = r
-		reads[i] = fmt.Sprintf(`SELECT %d, last_value, is_called FROM %s`, i, r.Ident())
-	}
-	rows, err := s.conn.Query(ctx, strings.Join(reads, " UNION ALL "))
-	if err != nil {
-		return nil, fmt.Errorf("read sequences: %w", err)
-	}
-	var at int
-	var read Sequence
-	_, err = pgx.ForEachRow(rows, []any{&at, &read.LastValue, &read.IsCalled}, func() error {
-		list[at].LastValue, list[at].IsCalled = read.LastValue, read.IsCalled
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read sequences: %w", err)
-	}
-	return list, nil
 }
 
 // Digest implements [Snapshot].

@@ -120,7 +120,7 @@ type Returner interface {
 	// ReturnLargeObjects makes the large objects those that the target has.
 	ReturnLargeObjects(ctx context.Context, snapshot func(context.Context) (Snapshot, error)) (LargeObjectDiff, error)
 
-	// SetSequences sets sequences to what they are on the target.
+	// SetSequences sets sequences to what they are on the target, and their margins beyond.
 	SetSequences(ctx context.Context, sequences []Sequence) error
 
 	// CloseWayBack puts triggers, rules and foreign keys back exactly as they were before OpenWayBack. It fails with
@@ -249,9 +249,6 @@ type Claim struct {
 type Catalog struct {
 	Tables    []*Table
 	Sequences []Relation
-	// Columnless are tables without columns. Their rows have no key and nothing to copy, only a number, so
-	// they have to be empty (Rows is 0), and are kept so by the fence; their definitions are carried over.
-	Columnless []*Table
 	// Fingerprint is another one when the schema is.
 	Fingerprint string
 }
@@ -301,8 +298,6 @@ type Leaf struct {
 	Filenode uint32 `json:"filenode"`
 	Pages    int64  `json:"pages"` // of the heap
 	Bytes    int64  `json:"bytes"` // heap and TOAST
-	// Reordered tells that its columns are in another order than the root's.
-	Reordered bool `json:"reordered,omitempty"`
 	// Attached is another one when a partition, or one that it is in, was detached and attached again.
 	Attached string `json:"attached,omitempty"`
 }
@@ -370,6 +365,29 @@ func (t *Table) copied(prefix string) string {
 	return strings.Join(b, ", ")
 }
 
+// copiedList is the list of columns for COPY. It is empty where all are generated: SQL cannot write a list of none, and without one COPY means all
+// that are not generated.
+func (t *Table) copiedList() string {
+	columns := t.copied("")
+	if columns == "" {
+		return ""
+	}
+	return "(" + columns + ")"
+}
+
+// insertList is the same for INSERT, into identity columns too.
+func (t *Table) insertList() string {
+	if list := t.copiedList(); list != "" {
+		return list + " OVERRIDING SYSTEM VALUE"
+	}
+	return ""
+}
+
+// keyGenerated tells whether a column of the key is computed from others.
+func (t *Table) keyGenerated() bool {
+	return slices.ContainsFunc(t.Columns, func(c Column) bool { return c.Generated && slices.Contains(t.Key, c.Name) })
+}
+
 // keyList returns the quoted key columns, each with the prefix.
 func (t *Table) keyList(prefix string) string {
 	b := make([]string, len(t.Key))
@@ -413,11 +431,14 @@ type Change struct {
 	Truncated []Relation
 }
 
-// Sequence is the state of a sequence.
+// Sequence is a sequence's definition and state.
 type Sequence struct {
 	Relation
-	LastValue int64
-	IsCalled  bool
+	Increment, Min, Max, Cache int64
+	LastValue                  int64
+	IsCalled                   bool
+	// Margin is by how many steps it is set beyond its value on the other side.
+	Margin int64
 }
 
 // Digest summarises rows, independent of their order.

@@ -166,37 +166,6 @@ func (h *Heroku) WayBackPosition(ctx context.Context) (Position, error) {
 	return ParsePosition(text)
 }
 
-// SetSequences implements [Source]. Sequences are outside of transactions, and read and set in one round trip.
-func (h *Heroku) SetSequences(ctx context.Context, sequences []Sequence) error {
-	if len(sequences) == 0 {
-		return nil
-	}
-	err := h.change(ctx, func(tx pgx.Tx) error {
-		_, err := setSequences(ctx, tx, sequences, 0)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("set sequences: %w", err)
-	}
-	return nil
-}
-
-// setSequences sets them in one round trip, and tells how many there are here. The margin is in steps of the sequence, and ends
-// where the sequence does.
-func setSequences(ctx context.Context, tx pgx.Tx, sequences []Sequence, margin int64) (n int, err error) {
-	names, values, called := make([]string, len(sequences)), make([]int64, len(sequences)), make([]bool, len(sequences))
-	for i, s := range sequences {
-		names[i], values[i], called[i] = s.Ident(), s.LastValue, s.IsCalled
-	}
-	err = tx.QueryRow(ctx, `
-		SELECT count(setval(q.seqrelid::regclass, CASE WHEN $4::int8 = 0 THEN s.value
-			WHEN q.seqincrement > 0 THEN least(s.value::numeric + $4::numeric * q.seqincrement, q.seqmax)
-			ELSE greatest(s.value::numeric + $4::numeric * q.seqincrement, q.seqmin) END::int8, s.called OR $4 > 0))
-		FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s(name, value, called) JOIN pg_sequence q ON q.seqrelid = to_regclass(s.name)`,
-		names, values, called, margin).Scan(&n)
-	return n, err
-}
-
 // quoteLiteral writes a string for SQL.
 func quoteLiteral(s string) string {
 	if strings.Contains(s, `\`) {

@@ -124,12 +124,10 @@ type RoundChange struct {
 
 // Final is what a switch commits.
 type Final struct {
-	Tables    []*Table
-	Sequences []Sequence
-	// SequenceMargin is by how many steps the sequences are set beyond where the source's are.
-	SequenceMargin int64
-	Objects        []SchemaObject
-	Extensions     []ExtensionTable // whose rows are read from Snapshot
-	Snapshot       Snapshot         // taken behind the fence
-	Report         SwitchReport
+	Tables     []*Table
+	Sequences  []Sequence
+	Objects    []SchemaObject
+	Extensions []ExtensionTable // whose rows are read from Snapshot
+	Snapshot   Snapshot         // taken behind the fence
+	Report     SwitchReport
 }

@@ -172,14 +172,11 @@ func closeSnapshot(ctx context.Context, snap Snapshot) {
 // digest sums two independent 64-bit hashes of each row's text. The hash is the one that places rows into
 // hash partitions, so it cannot change from one version of Postgres to the next.
 func digest(ctx context.Context, q querier, t *Table) (Digest, error) {
-	row := "''"
-	if len(t.Columns) > 0 {
-		cols := make([]string, len(t.Columns))
-		for i, c := range t.Columns {
-			cols[i] = digested(c)
-		}
-		row = "ROW(" + strings.Join(cols, ", ") + `)::text COLLATE "C"`
+	cols := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
+		cols[i] = digested(c)
 	}
+	row := "ROW(" + strings.Join(cols, ", ") + `)::text COLLATE "C"`
 	var d Digest
 	err := q.QueryRow(ctx, fmt.Sprintf(`
 		SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0) || ':' || coalesce(sum(hashtextextended(r, 1)), 0)

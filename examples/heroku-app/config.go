@@ -91,6 +91,9 @@ func readConfig(get func(string) string) *config {
 	c.schemaChanges = migrator.SchemaPolicy(e.choice("SCHEMA_CHANGES", string(migrator.SchemaForward), string(migrator.SchemaPause), string(migrator.SchemaFail)))
 	c.cutover.Writers = migrator.WriterPolicy(e.choice("SWITCH_WRITERS", string(migrator.WritersWait), string(migrator.WritersGiveUp), string(migrator.WritersTerminate)))
 	c.cutover.SequenceMargin = e.number("SEQUENCE_MARGIN", 0, 1<<40)
+	if c.cutover.SequenceMargin == 0 && e.text("SEQUENCE_MARGIN") != "" {
+		c.cutover.SequenceMargin = -1 // exactly where they are
+	}
 	c.wayBack.Disabled = e.yes("DISABLE_WAY_BACK")
 	c.wayBackCapture = migrator.CaptureMethod(e.choice("WAY_BACK_CAPTURE", string(migrator.CaptureTriggers), string(migrator.CaptureDecoding)))
 	c.pgDump = e.text("PG_DUMP")

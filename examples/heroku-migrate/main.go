@@ -58,7 +58,8 @@ usage: heroku-migrate [flags] command [flags]
       --way-back METHOD   how what is written on the target after the switch is captured, to bring it back: triggers, decoding
                           (logical) or off (default: decoding where a slot cannot fill the disk, else triggers)
       --capture METHOD    how changes on the source are captured: triggers (default) or decoding, not on Heroku
-      --sequence-margin N set sequences N steps beyond where they are on the source
+      --sequence-margin N set sequences N steps beyond where they are on the side that is left, or 0: exactly there
+                          (default: by the rate seen, at least 1000 steps, at most a tenth of the numbers left)
       --hook PROGRAM      run PROGRAM before the fence, before and after the switch, and after a revert, at most once
                           each; $MIGRATOR_HOOK says which: before_fence, before_switch, after_switch, after_revert
       --heroku-app NAME   point this application to PlanetScale after the switch, and back after a revert: maintenance
@@ -113,6 +114,7 @@ type options struct {
 	wayBack        string
 	capture        string
 	sequenceMargin int64
+	noMargin       bool
 	logLevel       slog.Level
 }
 
@@ -237,6 +239,7 @@ func (o *options) check(given map[string]bool) error {
 	default:
 		return usageError{fmt.Sprintf("--capture takes triggers or decoding, not %s", word(o.capture))}
 	}
+	o.noMargin = given["sequence-margin"] && o.sequenceMargin == 0
 	if o.sequenceMargin < 0 {
 		return usageError{"--sequence-margin takes a number from 0"}
 	}
@@ -309,6 +312,9 @@ func run(o options, out *output) error {
 		Throttle: migrator.ThrottleConfig{Off: o.noThrottle},
 	}
 	cutover := migrator.CutoverConfig{Writers: migrator.WriterPolicy(o.writers), SequenceMargin: o.sequenceMargin}
+	if o.noMargin {
+		cutover.SequenceMargin = -1
+	}
 	if cutover.Hook, err = o.hook(log); err != nil {
 		return err
 	}

@@ -1,0 +1,17 @@
+INSERT INTO nothing DEFAULT VALUES;
+DELETE FROM nothing WHERE ctid = (SELECT min(ctid) FROM nothing);
+DELETE FROM made WHERE ctid = (SELECT min(ctid) FROM made);
+INSERT INTO made SELECT FROM generate_series(1, 2);
+INSERT INTO numbered DEFAULT VALUES;
+INSERT INTO loose DEFAULT VALUES;
+UPDATE lowered SET note = 'again' WHERE low = 'anna';
+DELETE FROM lowered WHERE low = 'bert';
+INSERT INTO lowered (name) VALUES ('Dora');
+INSERT INTO likes VALUES ('dora', 9);
+UPDATE child SET note = 'z' WHERE id = 2;
+DELETE FROM child WHERE id = 4;
+INSERT INTO child (id, note, title) VALUES (8, 'eight', 'VIII');
+UPDATE keyed SET title = 'z', note = NULL WHERE k = 3;
+UPDATE part SET b = 'y' WHERE a = 4;
+DELETE FROM part WHERE a = 5;
+UPDATE parent SET title = 'q' WHERE id = 5;
