@@ -41,14 +41,17 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 			applied += n
 		}
 		for _, t := range round.Joining {
-			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.tables SET state = 'live' WHERE id = $1`, t.ID); err != nil {
+			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.tables SET state = 'live' WHERE id = $1`,
+				t.ID); err != nil {
 				return err
 			}
 		}
-		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET position = $1`, snap.Position().String()); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET position = $1`,
+			snap.Position().String()); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.progress SET rounds = rounds + 1, rows_applied = rows_applied + $1`, applied)
+		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.progress SET rounds = rounds + 1, rows_applied = rows_applied +
+			$1`, applied)
 		return err
 	})
 	if err != nil {
@@ -104,7 +107,8 @@ func applyChange(ctx context.Context, tx pgx.Tx, cache *operatorCache, snap Snap
 	if err != nil {
 		return 0, err
 	}
-	deleted, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s AS t USING %s AS k WHERE %s`, t.Only(), keys, matchKey(t, ops, "t.", "k.")))
+	deleted, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s AS t USING %s AS k WHERE %s`, t.Only(), keys, matchKey(t,
+		ops, "t.", "k.")))
 	if err != nil {
 		return 0, fmt.Errorf("delete changed rows of %s: %w", t, err)
 	}
@@ -115,7 +119,8 @@ func applyChange(ctx context.Context, tx pgx.Tx, cache *operatorCache, snap Snap
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx.Conn(), t, r) })
 	if sqlState(err) == "23514" && t.Kind == KindPartitioned {
-		return 0, fmt.Errorf("a partition of %s that was made on the other side after the migration began is missing here; make it here too, and run again: %w", t, err)
+		return 0, fmt.Errorf("a partition of %s that was made on the other side after the migration began is missing "+
+			"here; make it here too, and run again: %w", t, err)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("insert changed rows of %s: %w", t, err)
@@ -128,7 +133,8 @@ func stageKeys(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (st
 	t := c.Table
 	keys := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
 	// The table's own key types and collations. It stays for the session's next round, empty.
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA`,
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d ON COMMIT DELETE ROWS AS
+		SELECT %s FROM %s WITH NO DATA`,
 		t.ID, t.keyList(""), t.Only())); err != nil {
 		return "", fmt.Errorf("stage keys of %s: %w", t, err)
 	}
@@ -191,14 +197,16 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = '', switches = switches + 1 WHERE pending = 'switch'`, report)
+		tag, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET report = $1, pending = '', switches = switches +
+			1 WHERE pending = 'switch'`, report)
 		if err != nil {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
 			return errors.Join(p.journal.checkEpoch(ctx, tx), errors.New("the switch was given up meanwhile"))
 		}
-		return advance(ctx, tx, PhaseReplicating, PhaseSwitched, "the target is complete; writes on the source are refused")
+		return advance(ctx, tx, PhaseReplicating, PhaseSwitched, "the target is complete; writes on the source are "+
+			"refused")
 	})
 	if err != nil {
 		return fmt.Errorf("complete the target: %w", err)
@@ -217,8 +225,10 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	}
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
-			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
-			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT
+			pg_current_xact_id());
+			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+			$$
 			BEGIN
 				INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
 				RETURN NULL;
@@ -227,10 +237,12 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 			return err
 		}
 		var fence bool
-		if err := tx.QueryRow(ctx, `SELECT to_regproc('heroku_migrator.fence') IS NOT NULL`).Scan(&fence); err != nil || fence {
+		if err := tx.QueryRow(ctx, `SELECT to_regproc('heroku_migrator.fence') IS NOT
+			NULL`).Scan(&fence); err != nil || fence {
 			return err
 		}
-		// Closed, as after a revert: while the source refuses writes, nobody may believe that the target takes them already.
+		// Closed, as after a revert: while the source refuses writes, nobody may believe that the target takes them
+		// already.
 		_, err = tx.Exec(ctx, fmt.Sprintf(fenceClosed, SchemaName))
 		return err
 	})
@@ -247,7 +259,8 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 	for i := 0; i < len(tables) && err == nil; i++ {
 		err = p.journal.tx(ctx, func(tx pgx.Tx) error {
 			var done bool
-			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, logName(tables[i].ID)).Scan(&done); err != nil {
+			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`,
+				logName(tables[i].ID)).Scan(&done); err != nil {
 				return err
 			}
 			if done { // from an earlier switch
@@ -314,7 +327,8 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 			names[i] = t.Only()
 		}
 		if len(names) > 0 {
-			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE `+strings.Join(names, ", ")+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE `+strings.Join(names,
+				", ")+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return fmt.Errorf("lock out writers of the target: %w", err)
 			}
 		}
@@ -324,7 +338,9 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 		}
 		lost := errors.Is(err, ErrSlotLost)
 		if lost && !force {
-			e := refuse("revert", "The replication slot on the target is gone, and what was written there since the switch is not known. Force the revert to go back without it; every table is sent whole to the target then.")
+			e := refuse("revert", "The replication slot on the target is gone, and what was written there since the "+
+				"switch is not known. Force the revert to go back without it; every table is sent whole to the "+
+				"target then.")
 			e.CanForce = true
 			return e
 		}
@@ -370,7 +386,8 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 				if w.table.Keyless() {
 					return nil // it is sent whole
 				}
-				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM (%s) AS l) TO STDOUT`, w.table.keyList(""), w.table.logRows()), out)
+				_, err := copyTo(ctx, tx.Conn(), fmt.Sprintf(`COPY (SELECT DISTINCT %s FROM (%s) AS l) TO STDOUT`,
+					w.table.keyList(""), w.table.logRows()), out)
 				return err
 			},
 			func(ctx context.Context, r io.Reader) (int64, error) { return 0, touch(ctx, w.table, r, w.truncated) })
@@ -380,7 +397,8 @@ func handOver(ctx context.Context, tx pgx.Tx, written []writtenTable, touch touc
 		if _, err := tx.Exec(ctx, `DELETE FROM `+logName(w.table.ID)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n)`, w.table.relationNames()); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM
+			unnest($1::text[]) AS n)`, w.table.relationNames()); err != nil {
 			return err
 		}
 	}
@@ -402,11 +420,13 @@ func writtenOnTarget(ctx context.Context, tx pgx.Tx, tables []*Table) ([]written
 		if t.Keyless() {
 			keys, log = "image", logName(t.ID)
 		}
-		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s AS l) AS k)`, keys, log)).Scan(&w.keys)
+		err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM (SELECT DISTINCT %s FROM %s AS l) AS k)`,
+			keys, log)).Scan(&w.keys)
 		if err != nil {
 			return nil, err
 		}
-		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n))`, t.relationNames()).Scan(&w.truncated)
+		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.truncated WHERE relid IN (SELECT
+			to_regclass(n)::oid FROM unnest($1::text[]) AS n))`, t.relationNames()).Scan(&w.truncated)
 		if err != nil {
 			return nil, err
 		}
@@ -428,15 +448,18 @@ func revertRefused(written []writtenTable) error {
 	if len(names) > most {
 		names = append(names[:most], fmt.Sprintf("and %d more", len(names)-most))
 	}
-	e := refuse("revert", "%d rows that were written on the target since the switch are not on the source (%s): they would stay behind. "+
-		"Force the revert to go back without them; the target then follows the source again.", rows, strings.Join(names, ", "))
+	e := refuse("revert", "%d rows that were written on the target since the switch are not on the source (%s): they "+
+		"would stay behind. "+
+		"Force the revert to go back without them; the target then follows the source "+
+		"again.", rows, strings.Join(names, ", "))
 	e.CanForce = true
 	return e
 }
 
 // undoSwitch takes back what the switch created, so that changes can be applied again.
 func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table) error {
-	rows, err := tx.Query(ctx, `SELECT undo FROM heroku_migrator.objects WHERE stage = 'switch' AND state = 'done' AND undo <> '' ORDER BY id DESC`)
+	rows, err := tx.Query(ctx, `SELECT undo FROM heroku_migrator.objects WHERE stage = 'switch' AND state = 'done' AND
+		undo <> '' ORDER BY id DESC`)
 	if err != nil {
 		return err
 	}
@@ -449,7 +472,8 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 			_, err := tx.Exec(ctx, sql)
 			return err
 		})
-		if state := sqlState(err); err != nil && state != "42704" && state != "42P01" { // gone: dropped since the switch
+		// gone: dropped since the switch
+		if state := sqlState(err); err != nil && state != "42704" && state != "42P01" {
 			return err
 		}
 	}
@@ -465,8 +489,10 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		if silent {
 			break // it stays: who goes on writing here by mistake is found before the next switch
 		}
-		fmt.Fprintf(&b, `DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_old() CASCADE;
-			DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE IF EXISTS %[2]s;`, t.ID, logName(t.ID))
+		fmt.Fprintf(&b, `DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d() CASCADE; DROP FUNCTION IF EXISTS
+			heroku_migrator.capture_%[1]d_old() CASCADE;
+			DROP FUNCTION IF EXISTS heroku_migrator.capture_%[1]d_both() CASCADE; DROP TABLE IF EXISTS
+			%[2]s;`, t.ID, logName(t.ID))
 	}
 	if !silent {
 		b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;`)

@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// How rows that were written on the target come back to the source, whose role can neither silence foreign keys nor bypass the
-// fence. See ARCHITECTURE.md, Way back, for why the order of the steps gives the target's state.
+// How rows that were written on the target come back to the source, whose role can neither silence foreign keys nor
+// bypass the fence. See ARCHITECTURE.md, Way back, for why the order of the steps gives the target's state.
 
 // foreignKey is one that does something on its own, or has to be regarded in the order of tables.
 type foreignKey struct {
@@ -29,7 +29,8 @@ type foreignKey struct {
 // ApplyBack implements [Source].
 func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, detach bool) error {
 	err := h.change(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, passFence+`; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; SET CONSTRAINTS ALL DEFERRED`)
+		_, err := tx.Exec(ctx, passFence+`; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; SET
+			CONSTRAINTS ALL DEFERRED`)
 		if err == nil {
 			err = h.decoder.ours(ctx, tx)
 		}
@@ -57,7 +58,8 @@ func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, deta
 		if attach != "" { // no table may be altered while checks of its rows are due
 			attach = "SET CONSTRAINTS ALL IMMEDIATE;\n" + attach
 		}
-		_, err = tx.Exec(ctx, attach+`UPDATE heroku_migrator.migration SET way_back = '`+snap.Position().String()+`', way_back_on = `+thisServer)
+		_, err = tx.Exec(ctx, attach+`UPDATE heroku_migrator.migration SET way_back =
+			'`+snap.Position().String()+`', way_back_on = `+thisServer)
 		return err
 	})
 	if err == nil {
@@ -72,8 +74,9 @@ func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, deta
 	return fmt.Errorf("apply a round on the source: %w", err)
 }
 
-// applyBackTables: rows of guarded tables (to which foreign keys that act refer) are updated and inserted first, parents before
-// children; then the other tables are brought to the snapshot's state; last, guarded rows that are gone are deleted, children before parents.
+// applyBackTables: rows of guarded tables (to which foreign keys that act refer) are updated and inserted first,
+// parents before children; then the other tables are brought to the snapshot's state; last, guarded rows that are gone
+// are deleted, children before parents.
 func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, round Round, keys []foreignKey) error {
 	order := parentsFirst(round, keys)
 	guarded := map[uint32]bool{}
@@ -82,7 +85,8 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 			guarded[k.parent] = true
 		}
 	}
-	for _, c := range slices.Backward(order) { // DELETE, since TRUNCATE takes the table from its readers, and gives it another file
+	// DELETE, since TRUNCATE takes the table from its readers, and gives it another file
+	for _, c := range slices.Backward(order) {
 		for _, r := range c.Truncated {
 			name := r.Ident()
 			if r.ID == c.Table.ID || c.Table.Keyless() {
@@ -143,9 +147,11 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 		return s, err
 	}
 	s.rows = fmt.Sprintf("pg_temp.heroku_migrator_rows_%d", t.ID)
-	staging := fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`, t.ID, t.copied(""), t.Only())
+	staging := fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d ON COMMIT DROP AS SELECT %s FROM %s WITH NO
+		DATA`, t.ID, t.copied(""), t.Only())
 	if t.keyGenerated() { // a column of the key is computed there, too
-		staging = fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d (LIKE %s INCLUDING GENERATED) ON COMMIT DROP`, t.ID, t.Ident())
+		staging = fmt.Sprintf(`CREATE TEMP TABLE heroku_migrator_rows_%d (LIKE %s INCLUDING GENERATED) ON COMMIT DROP`,
+			t.ID, t.Ident())
 	}
 	if _, err := tx.Exec(ctx, staging); err != nil {
 		return s, fmt.Errorf("stage rows of %s: %w", t, err)
@@ -156,13 +162,14 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 			return err
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) {
-			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, s.rows, t.copiedList(), t.Format()), r)
+			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, s.rows, t.copiedList(),
+				t.Format()), r)
 		})
 	if err != nil {
 		return s, fmt.Errorf("stage rows of %s: %w", t, err)
 	}
-	// A key stays as it is written, and a column that is GENERATED ALWAYS AS IDENTITY cannot be updated: should they differ ('a' for 'A'),
-	// rows have to be deleted and inserted.
+	// A key stays as it is written, and a column that is GENERATED ALWAYS AS IDENTITY cannot be updated: should they
+	// differ ('a' for 'A'), rows have to be deleted and inserted.
 	var set, fixedHere, fixedThere []string
 	for _, col := range t.Columns {
 		name := quoteName(col.Name)
@@ -176,16 +183,19 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 	}
 	match := matchKey(t, s.ops, "t.", "r.")
 	var otherwise bool
-	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM %s AS t JOIN %s AS r ON %s WHERE ROW(%s) IS DISTINCT FROM ROW(%s))`,
+	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM %s AS t JOIN %s AS r ON %s WHERE ROW(%s) IS
+		DISTINCT FROM ROW(%s))`,
 		t.Only(), s.rows, match, strings.Join(fixedHere, ", "), strings.Join(fixedThere, ", "))).Scan(&otherwise)
 	if err == nil && otherwise {
 		err = ErrDetach
 	}
 	if err == nil && len(set) > 0 {
-		_, err = tx.Exec(ctx, fmt.Sprintf(`UPDATE %s AS t SET %s FROM %s AS r WHERE %s`, t.Only(), strings.Join(set, ", "), s.rows, match))
+		_, err = tx.Exec(ctx, fmt.Sprintf(`UPDATE %s AS t SET %s FROM %s AS r WHERE %s`, t.Only(), strings.Join(set,
+			", "), s.rows, match))
 	}
 	if err == nil {
-		_, err = tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s %s SELECT %s FROM %s AS r WHERE NOT EXISTS (SELECT 1 FROM %s AS t WHERE %s)`,
+		_, err = tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s %s SELECT %s FROM %s AS r WHERE NOT EXISTS (SELECT 1 FROM %s
+			AS t WHERE %s)`,
 			t.Ident(), t.insertList(), t.copied("r."), s.rows, t.Only(), match))
 	}
 	if err != nil {
@@ -207,8 +217,10 @@ func readForeignKeys(ctx context.Context, tx pgx.Tx, round Round) ([]foreignKey,
 	}
 	rows, err := tx.Query(ctx, `
 		SELECT k.conrelid, k.confrelid, k.confdeltype IN ('c', 'n', 'd', 'r'), k.confupdtype IN ('c', 'n', 'd', 'r'),
-		       (SELECT array_agg(a.attname::text) FROM unnest(k.confkey) AS f(att) JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = f.att),
-		       k.conname, c.oid, n.nspname, c.relname, pg_get_constraintdef(k.oid), coalesce(obj_description(k.oid, 'pg_constraint'), '')
+		       (SELECT array_agg(a.attname::text) FROM unnest(k.confkey) AS f(att) JOIN pg_attribute a ON a.attrelid =
+		k.confrelid AND a.attnum = f.att),
+		       k.conname, c.oid, n.nspname, c.relname, pg_get_constraintdef(k.oid), coalesce(obj_description(k.oid,
+		'pg_constraint'), '')
 		FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE k.contype = 'f' AND k.conparentid = 0 AND k.confrelid = ANY ($1::oid[])`, ids)
 	if err != nil {
@@ -218,7 +230,8 @@ func readForeignKeys(ctx context.Context, tx pgx.Tx, round Round) ([]foreignKey,
 		var child, parent uint32
 		var onDelete, onUpdate bool
 		var columns []string
-		err = row.Scan(&child, &parent, &onDelete, &onUpdate, &columns, &k.name, &k.relation.ID, &k.relation.Schema, &k.relation.Name, &k.def, &k.describe)
+		err = row.Scan(&child, &parent, &onDelete, &onUpdate, &columns, &k.name, &k.relation.ID, &k.relation.Schema,
+			&k.relation.Name, &k.def, &k.describe)
 		k.child, k.parent = tableOf[child], tableOf[parent]
 		key := keyOf[k.parent]
 		slices.Sort(columns)
@@ -240,13 +253,15 @@ func detachment(keys []foreignKey) (drop, attach string) {
 		fmt.Fprintf(&d, "ALTER TABLE %s DROP CONSTRAINT %s;\n", k.relation.Ident(), quoteName(k.name))
 		fmt.Fprintf(&a, "ALTER TABLE %s ADD CONSTRAINT %s %s;\n", k.relation.Ident(), quoteName(k.name), k.def)
 		if k.describe != "" {
-			fmt.Fprintf(&a, "COMMENT ON CONSTRAINT %s ON %s IS %s;\n", quoteName(k.name), k.relation.Ident(), quoteLiteral(k.describe))
+			fmt.Fprintf(&a, "COMMENT ON CONSTRAINT %s ON %s IS %s;\n", quoteName(k.name), k.relation.Ident(),
+				quoteLiteral(k.describe))
 		}
 	}
 	return d.String(), a.String()
 }
 
-// parentsFirst orders the tables of a round so that those that others refer to come first. In a cycle, somebody has to be.
+// parentsFirst orders the tables of a round so that those that others refer to come first. In a cycle, somebody has to
+// be.
 func parentsFirst(round Round, keys []foreignKey) []RoundChange {
 	parents := map[uint32][]uint32{}
 	for _, k := range keys {

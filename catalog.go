@@ -21,15 +21,18 @@ const userRelations = `
 
 // binaryTypes are types whose binary form is the same in all versions and databases; so is that of enums (their
 // labels), of domains over these, and of arrays of them (whose elements' OIDs are fixed).
-const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, json, jsonb, float4, float8, macaddr, macaddr8, inet,
+const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, json, jsonb,
+	float4, float8, macaddr, macaddr8, inet,
 	cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval, timetz, bit, varbit, numeric, uuid,
-	point, lseg, path, box, polygon, line, circle, int4range, int8range, numrange, tsrange, tstzrange, daterange}'::regtype[]::oid[]`
+	point, lseg, path, box, polygon, line, circle,
+	int4range, int8range, numrange, tsrange, tstzrange, daterange}'::regtype[]::oid[]`
 
 // One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
 // nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
 const catalogSQL = `
 WITH silenced AS (
-	SELECT coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(g.tgrelid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), g.tgrelid) AS root
+	SELECT coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(g.tgrelid) WITH ORDINALITY AS r(relid, n) ORDER BY
+	n DESC LIMIT 1), g.tgrelid) AS root
 	FROM pg_trigger g WHERE g.tgname LIKE 'heroku\_migrator\_%' AND g.tgenabled <> 'A')
 SELECT json_build_object(
 	'id', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'rows', greatest(c.reltuples, 0)::int8,
@@ -38,21 +41,29 @@ SELECT json_build_object(
 		WHEN EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'inherited'
 		ELSE 'ordinary' END,
 	'silenced', c.oid IN (SELECT root FROM silenced), 'unlogged', c.relpersistence = 'u',
-	'parents', CASE WHEN c.relkind = 'r' THEN (SELECT json_agg(i.inhparent::int8 ORDER BY i.inhseqno) FROM pg_inherits i WHERE i.inhrelid = c.oid) END,
+	'parents', CASE WHEN c.relkind = 'r' THEN (SELECT json_agg(i.inhparent::int8 ORDER BY i.inhseqno) FROM pg_inherits i
+	WHERE i.inhrelid = c.oid) END,
 	'columns', coalesce((
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
-			'num', a.attnum, 'identity', a.attidentity, 'missing', CASE WHEN c.relkind <> 'p' THEN (a.attmissingval::text::text[])[1] ELSE ( -- a root has no rows, and none of it
-				SELECT (m.attmissingval::text::text[])[1] FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON m.attrelid = p.relid
+			'num', a.attnum, 'identity', a.attidentity, 'missing', CASE WHEN c.relkind <> 'p' THEN
+			(a.attmissingval::text::text[])[1] ELSE ( -- a root has no rows, and none of it
+				SELECT (m.attmissingval::text::text[])[1] FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON
+				m.attrelid = p.relid
 				WHERE p.isleaf AND m.attname = a.attname AND m.atthasmissing LIMIT 1) END,
 			'mixed', c.relkind = 'p' AND (
-				SELECT count(DISTINCT coalesce(m.attmissingval::text, '')) > 1 FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON m.attrelid = p.relid
+				SELECT count(DISTINCT coalesce(m.attmissingval::text, '')) > 1 FROM pg_partition_tree(c.oid) p JOIN
+				pg_attribute m ON m.attrelid = p.relid
 				WHERE p.isleaf AND m.attname = a.attname),
 			'written', a.xmin::text,
-			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum), ''),
-			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s ON s.oid = l.collnamespace
+			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid
+			AND f.adnum = a.attnum), ''),
+			'collation', coalesce((SELECT format('%I.%I', s.nspname, l.collname) FROM pg_collation l JOIN pg_namespace s
+			ON s.oid = l.collnamespace
 				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),
-			'not_null', a.attnotnull, 'generated', a.attgenerated <> '', 'virtual', a.attgenerated = 'v', 'inherited', a.attinhcount > 0,
-			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY (` + binaryTypes + `)))
+			'not_null', a.attnotnull, 'generated', a.attgenerated <> '', 'virtual', a.attgenerated = 'v', 'inherited',
+			a.attinhcount > 0,
+			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY
+				(` + binaryTypes + `)))
 			ORDER BY a.attnum)
 		FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
 		JOIN pg_type b ON b.oid = CASE y.typtype WHEN 'd' THEN y.typbasetype ELSE y.oid END
@@ -79,7 +90,8 @@ SELECT json_build_object(
 			'pages', pg_relation_size(l.oid) / current_setting('block_size')::int, 'bytes', pg_table_size(l.oid))
 			ORDER BY l.oid)
 		FROM (SELECT c.oid AS relid WHERE c.relkind = 'r'
-		      UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf AND t.relid <> c.oid) r
+		      UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf AND t.relid <>
+		c.oid) r
 		JOIN pg_class l ON l.oid = r.relid AND l.relkind = 'r'
 		JOIN pg_namespace ln ON ln.oid = l.relnamespace), '[]'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -89,35 +101,36 @@ ORDER BY c.oid`
 // Catalog implements [Source].
 func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 	var cat Catalog
-	err := pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, catalogSQL)
-		if err != nil {
-			return err
-		}
-		tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Table, error) {
-			var text []byte
-			if err := row.Scan(&text); err != nil {
-				return nil, err
+	err := pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
+		func(tx pgx.Tx) error {
+			rows, err := tx.Query(ctx, catalogSQL)
+			if err != nil {
+				return err
 			}
-			t := new(Table)
-			return t, json.Unmarshal(text, t)
+			tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Table, error) {
+				var text []byte
+				if err := row.Scan(&text); err != nil {
+					return nil, err
+				}
+				t := new(Table)
+				return t, json.Unmarshal(text, t)
+			})
+			if err != nil {
+				return err
+			}
+			cat.Tables = tables
+			sequences, err := listSequences(ctx, tx)
+			if err != nil {
+				return err
+			}
+			for _, s := range sequences {
+				cat.Sequences = append(cat.Sequences, s.Relation)
+			}
+			if err := h.noteLostTriggers(ctx, tx, cat.Tables); err != nil {
+				return err
+			}
+			return tx.QueryRow(ctx, fingerprintSQL).Scan(&cat.Fingerprint)
 		})
-		if err != nil {
-			return err
-		}
-		cat.Tables = tables
-		sequences, err := listSequences(ctx, tx)
-		if err != nil {
-			return err
-		}
-		for _, s := range sequences {
-			cat.Sequences = append(cat.Sequences, s.Relation)
-		}
-		if err := h.noteLostTriggers(ctx, tx, cat.Tables); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, fingerprintSQL).Scan(&cat.Fingerprint)
-	})
 	if err != nil {
 		return nil, fmt.Errorf("read the source's catalog: %w", err)
 	}
@@ -127,12 +140,14 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 // noteLostTriggers marks the tables that were captured and have not all of their triggers any more.
 func (h *Heroku) noteLostTriggers(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 	var captures bool
-	if err := tx.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.captured') IS NOT NULL`).Scan(&captures); err != nil || !captures {
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.captured') IS NOT
+		NULL`).Scan(&captures); err != nil || !captures {
 		return err
 	}
 	rows, err := tx.Query(ctx, `
 		SELECT relid FROM heroku_migrator.captured c
-		WHERE EXISTS (SELECT FROM unnest(c.triggers) AS n WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.relid AND g.tgname = n))`)
+		WHERE EXISTS (SELECT FROM unnest(c.triggers) AS n WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid =
+		c.relid AND g.tgname = n))`)
 	if err != nil {
 		return err
 	}
@@ -167,12 +182,14 @@ func keyEquals(ctx context.Context, q querier, t *Table) ([]keyOperator, error) 
 			WITH RECURSIVE base AS (
 				SELECT y.typbasetype AS id
 				UNION ALL SELECT b.typbasetype FROM base JOIN pg_type b ON b.oid = base.id AND b.typtype = 'd')
-			SELECT format('%I.%I', n.nspname, b.typname) FROM base JOIN pg_type b ON b.oid = base.id AND b.typtype <> 'd'
+			SELECT format('%I.%I', n.nspname, b.typname) FROM base JOIN pg_type b ON b.oid = base.id AND b.typtype <>
+			'd'
 			JOIN pg_namespace n ON n.oid = b.typnamespace) END
 		FROM key CROSS JOIN unnest(key.atts, key.classes) WITH ORDINALITY AS k(att, class, n)
 		JOIN pg_attribute a ON a.attrelid = key.indrelid AND a.attnum = k.att JOIN pg_type y ON y.oid = a.atttypid
 		JOIN pg_opclass oc ON oc.oid = k.class
-		JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopstrategy = 3 AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
+		JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopstrategy = 3 AND ao.amoplefttype = oc.opcintype AND
+		ao.amoprighttype = oc.opcintype
 		JOIN pg_operator o ON o.oid = ao.amopopr JOIN pg_namespace s ON s.oid = o.oprnamespace
 		ORDER BY k.n`, t.Schema, t.Name, t.Key)
 	if err != nil {
@@ -230,7 +247,8 @@ func (c *operatorCache) forget() {
 func matchKey(t *Table, ops []keyOperator, left, right string) string {
 	conditions := make([]string, len(t.Key))
 	for i, k := range t.Key {
-		conditions[i] = fmt.Sprintf("(%s%s)%s %s (%s%s)%s", left, quoteName(k), ops[i].cast, ops[i].operator, right, quoteName(k), ops[i].cast)
+		conditions[i] = fmt.Sprintf("(%s%s)%s %s (%s%s)%s", left, quoteName(k), ops[i].cast, ops[i].operator, right,
+			quoteName(k), ops[i].cast)
 	}
 	return strings.Join(conditions, " AND ")
 }

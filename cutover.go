@@ -20,18 +20,19 @@ type CutoverConfig struct {
 	// DrainTimeout is how long the last rounds may take behind the fence. After it, the fence is lifted
 	// and nothing has happened. Twice the time that comparing the large objects took before is added. Default: 60 s.
 	DrainTimeout time.Duration
-	// DrainTime is how long one attempt to raise the fence refuses writes while it waits for transactions that have written.
-	// Default: 3 s.
+	// DrainTime is how long one attempt to raise the fence refuses writes while it waits for transactions that have
+	// written. Default: 3 s.
 	DrainTime time.Duration
 	// LagLimit is how far the target may be behind before readiness calls it a reason to wait. Default: 30 s.
 	LagLimit time.Duration
 	// Writers says what is done about transactions that are still open then. Default: [WritersWait].
 	Writers WriterPolicy
-	// SequenceMargin is by how many steps sequences are set beyond where they are on the side that is left, where a client may still draw numbers.
-	// 0: what ten minutes take at the rate seen before, and 1,000 at least; never more than a tenth of the numbers left; none for a sequence
-	// that was never used. Negative: none.
+	// SequenceMargin is by how many steps sequences are set beyond where they are on the side that is left, where a
+	// client may still draw numbers. 0: what ten minutes take at the rate seen before, and 1,000 at least; never more
+	// than a tenth of the numbers left; none for a sequence that was never used. Negative: none.
 	SequenceMargin int64
-	// Hook is the caller's part. HookTimeout is how long each call may take; before_switch's time is time without writes. Default: 5 minutes.
+	// Hook is the caller's part. HookTimeout is how long each call may take; before_switch's time is time without
+	// writes. Default: 5 minutes.
 	Hook        Hook
 	HookTimeout time.Duration
 	// WayBack is how what was written on the target comes back in a revert.
@@ -146,7 +147,8 @@ func Cutover(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*S
 	return report, err
 }
 
-func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator, watch sequenceWatch, cfg CutoverConfig) (*SwitchReport, error) {
+func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator, watch sequenceWatch,
+	cfg CutoverConfig) (*SwitchReport, error) {
 	if err := dst.PrepareSwitch(ctx, r.live, src.Touch); err != nil {
 		return nil, err
 	}
@@ -203,17 +205,20 @@ func settle(ctx context.Context, src Source, dst Target, cause error) (*SwitchRe
 			return nil, cause
 		}
 		if waitErr := sleep(undo, backoff(attempt, 200*time.Millisecond, 5*time.Second)); waitErr != nil {
-			return nil, fmt.Errorf("%w; the fence on the source could not be lifted: run any command again, which tries that first: %w", cause, err)
+			return nil, fmt.Errorf("%w; the fence on the source could not be lifted: run any command again, which "+
+				"tries that first: %w", cause, err)
 		}
 	}
 }
 
-func catchUpBefore(ctx context.Context, catchUp func(context.Context, time.Duration) error, action string, cfg CutoverConfig) error {
+func catchUpBefore(ctx context.Context, catchUp func(context.Context, time.Duration) error, action string,
+	cfg CutoverConfig) error {
 	limited, cancel := context.WithTimeout(ctx, cfg.CatchUp)
 	defer cancel()
 	err := catchUp(limited, 2*time.Second)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		return refuse(action, "The other side did not catch up within %s: wait until the lag is small, or stop some of the writes.", cfg.CatchUp)
+		return refuse(action, "The other side did not catch up within %s: wait until the lag is small, or stop some "+
+			"of the writes.", cfg.CatchUp)
 	}
 	return err
 }
@@ -234,7 +239,8 @@ func refreshViews(ctx context.Context, dst Target, cfg CutoverConfig) error {
 	return createObjects(ctx, dst, cfg.Logger, views, StageFinish)
 }
 
-func switchOver(ctx context.Context, src Source, dst Target, r *replicator, watch sequenceWatch, cfg CutoverConfig, call HookCall) (*SwitchReport, error) {
+func switchOver(ctx context.Context, src Source, dst Target, r *replicator, watch sequenceWatch, cfg CutoverConfig,
+	call HookCall) (*SwitchReport, error) {
 	report := &SwitchReport{}
 	began, err := raiseFence(ctx, "switch", src, r.live, cfg, report, r.round)
 	if err != nil {
@@ -249,7 +255,8 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, watc
 	final := Final{Tables: r.live}
 	fail := func(err error) (*SwitchReport, error) {
 		if drain.Err() != nil && ctx.Err() == nil {
-			return nil, refuse("switch", "The last changes could not be carried over within %s; the fence was lifted and nothing has happened. Try again when the lag is small.", cfg.DrainTimeout)
+			return nil, refuse("switch", "The last changes could not be carried over within %s; the fence was lifted "+
+				"and nothing has happened. Try again when the lag is small.", cfg.DrainTimeout)
 		}
 		return nil, err
 	}
@@ -309,8 +316,10 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, watc
 	return report, dst.Journal().SetReport(ctx, *report)
 }
 
-// raiseFence tries until the fence is up, with a round between attempts. It returns the moment at which the try that succeeded began.
-func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table, cfg CutoverConfig, report *SwitchReport,
+// raiseFence tries until the fence is up, with a round between attempts. It returns the moment at which the try that
+// succeeded began.
+func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table, cfg CutoverConfig,
+	report *SwitchReport,
 	round func(context.Context) (roundStats, error),
 ) (time.Time, error) {
 	deadline := time.Now().Add(cfg.FenceTimeout)
@@ -325,11 +334,14 @@ func raiseFence(ctx context.Context, action string, side Fencer, tables []*Table
 		if err == nil || !errors.Is(err, ErrBusy) || ctx.Err() != nil {
 			return began, err
 		}
-		cfg.Logger.WarnContext(ctx, "transactions are in the way of the fence", "attempt", report.FenceAttempts, "error", err)
+		cfg.Logger.WarnContext(ctx, "transactions are in the way of the fence", "attempt", report.FenceAttempts,
+			"error", err)
 		notify(cfg.OnEvent, Event{Kind: EventWaiting, Message: err.Error()})
 		pause := backoff(report.FenceAttempts, 500*time.Millisecond, 4*time.Second)
 		if time.Now().Add(pause).After(deadline) || cfg.Writers == WritersGiveUp {
-			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT pg_terminate_backend(pid); prepared ones with ROLLBACK PREPARED), or try again at a quieter time; nothing has happened.", cfg.FenceTimeout, err)
+			return began, refuse(action, "Transactions were in the way for %s, the last time: %v. End them (SELECT "+
+				"pg_terminate_backend(pid); prepared ones with ROLLBACK PREPARED), or try again at a quieter time; "+
+				"nothing has happened.", cfg.FenceTimeout, err)
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return began, err

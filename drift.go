@@ -34,7 +34,8 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 		switch {
 		case o.Type == typeViewData || sql == o.SQL:
 		case !ok && o.Type == "SEQUENCE":
-			hard = append(hard, fmt.Sprintf("The %s was created on the source after the migration began: create it on the target too, or drop it.", o))
+			hard = append(hard, fmt.Sprintf("The %s was created on the source after the migration began: create it "+
+				"on the target too, or drop it.", o))
 		case !ok:
 			created = append(created, o.String())
 		default:
@@ -51,7 +52,8 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 		list []string
 	}{{"created", created}, {"changed", changed}, {"dropped", dropped}} {
 		if len(d.list) > 0 {
-			soft = append(soft, fmt.Sprintf("On the source, these were %s after the migration began: %s. Do the same on the target, and force the switch.", d.what, abbreviate(d.list)))
+			soft = append(soft, fmt.Sprintf("On the source, these were %s after the migration began: %s. Do the same "+
+				"on the target, and force the switch.", d.what, abbreviate(d.list)))
 		}
 	}
 	return hard, soft, nil
@@ -86,15 +88,20 @@ func findDrift(cat *Catalog, tables []TableStatus) []string {
 		delete(known, t.ID)
 		switch {
 		case !ok:
-			drift = append(drift, fmt.Sprintf("Table %s was created on the source after the migration began, and is not on the target: drop it, or abort and start again.", t))
+			drift = append(drift, fmt.Sprintf("Table %s was created on the source after the migration began, and is "+
+				"not on the target: drop it, or abort and start again.", t))
 		case t.Silenced:
-			drift = append(drift, fmt.Sprintf("The triggers that capture changes of table %s were disabled or dropped (ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER after it; DROP TRIGGER): changes may be missing. Abort and start again.", t))
+			drift = append(drift, fmt.Sprintf("The triggers that capture changes of table %s were disabled or "+
+				"dropped (ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER after it; DROP TRIGGER): changes may be "+
+				"missing. Abort and start again.", t))
 		case !t.sameShape(k):
-			drift = append(drift, fmt.Sprintf("Table %s was changed on the source after the migration began (columns, key or partitions): undo the change, or abort and start again.", k))
+			drift = append(drift, fmt.Sprintf("Table %s was changed on the source after the migration began "+
+				"(columns, key or partitions): undo the change, or abort and start again.", k))
 		}
 	}
 	for _, t := range known {
-		drift = append(drift, fmt.Sprintf("Table %s was dropped on the source after the migration began: abort and start again.", t))
+		drift = append(drift, fmt.Sprintf("Table %s was dropped on the source after the migration began: abort and "+
+			"start again.", t))
 	}
 	return drift
 }

@@ -59,7 +59,8 @@ func (p *PlanetScale) located(ctx context.Context, tables []*Table) ([]*Table, e
 	for i, t := range tables {
 		names[i] = t.Ident()
 	}
-	rows, err := p.pool.Query(ctx, `SELECT coalesce(to_regclass(n)::oid, 0) FROM unnest($1::text[]) WITH ORDINALITY AS t(n, i) ORDER BY i`, names)
+	rows, err := p.pool.Query(ctx, `SELECT coalesce(to_regclass(n)::oid, 0) FROM unnest($1::text[]) WITH ORDINALITY AS
+		t(n, i) ORDER BY i`, names)
 	if err != nil {
 		return nil, fmt.Errorf("look for the tables on the target: %w", err)
 	}
@@ -78,16 +79,21 @@ func (p *PlanetScale) located(ctx context.Context, tables []*Table) ([]*Table, e
 	return here, nil
 }
 
-// columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves, and since when these
-// are attached: what is written while they are not is not in the log. So is what is written while a column of the key has another name. A column that was dropped and
-// added again is another one: rows that were not changed since have lost their value.
+// columnsHere and filesHere are what a table's log and rows are of: its columns, and the files of its leaves, and since
+// when these are attached: what is written while they are not is not in the log. So is what is written while a column
+// of the key has another name. A column that was dropped and added again is another one: rows that were not changed
+// since have lost their value.
 const (
-	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY a.attnum) FROM pg_attribute a
+	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY
+		a.attnum) FROM pg_attribute a
 		WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped)`
-	filesHere = `(SELECT string_agg(concat_ws(':', pg_relation_filenode(r.relid), (SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = r.relid)), ' ' ORDER BY r.relid)
-			|| coalesce((SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_attribute a JOIN pg_index x ON x.indrelid = a.attrelid AND x.indisprimary
+	filesHere = `(SELECT string_agg(concat_ws(':', pg_relation_filenode(r.relid), (SELECT string_agg(i.xmin::text, ','
+		ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = r.relid)), ' ' ORDER BY r.relid)
+			|| coalesce((SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_attribute a JOIN pg_index x ON
+			x.indrelid = a.attrelid AND x.indisprimary
 				WHERE a.attrelid = to_regclass(t.name) AND a.attnum = ANY (x.indkey)), '')
-		FROM (SELECT to_regclass(t.name)::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(to_regclass(t.name)) AS p) AS r)`
+		FROM (SELECT to_regclass(t.name)::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(to_regclass(t.name))
+		AS p) AS r)`
 )
 
 // beginWayBack makes the target the one whose changes count: its log begins now, and whoever was kept out may write.
@@ -96,11 +102,13 @@ func beginWayBack(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 	_, err := tx.Exec(ctx, `
 		INSERT INTO heroku_migrator.captured (relid, name, columns, files)
 		SELECT t.id, t.name, `+columnsHere+`, `+filesHere+` FROM unnest($1::int8[], $2::text[]) AS t(id, name)
-		ON CONFLICT (relid) DO UPDATE SET name = excluded.name, columns = excluded.columns, files = excluded.files, trimmed = false`, ids, names)
+		ON CONFLICT (relid) DO UPDATE SET name = excluded.name, columns = excluded.columns, files = excluded.files,
+		trimmed = false`, ids, names)
 	if err == nil {
 		_, err = tx.Exec(ctx, `
 			UPDATE heroku_migrator.migration SET trimmed = NULL;
-			UPDATE heroku_migrator.progress SET back_at = NULL, back_rounds = 0, back_rows = 0, back_error = '';`+fmt.Sprintf(fenceOpen, SchemaName))
+			UPDATE heroku_migrator.progress SET back_at = NULL, back_rounds = 0, back_rows = 0, back_error =
+			'';`+fmt.Sprintf(fenceOpen, SchemaName))
 	}
 	if err != nil {
 		return fmt.Errorf("begin the way back: %w", err)
@@ -138,7 +146,8 @@ func (p *PlanetScale) SchemaSinceSwitch(ctx context.Context, tables []*Table) (d
 		for _, c := range before {
 			if !slices.Contains(now, c) {
 				column, _, _ := strings.Cut(c, " ")
-				differ = append(differ, fmt.Sprintf("column %s of %s is gone, renamed or of another type", column, name))
+				differ = append(differ, fmt.Sprintf("column %s of %s is gone, renamed or of another type", column,
+					name))
 			}
 		}
 		for _, c := range now {
@@ -159,7 +168,8 @@ func (p *PlanetScale) SchemaSinceSwitch(ctx context.Context, tables []*Table) (d
 	rows, err = p.pool.Query(ctx, `
 		SELECT format('table %I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND`+userRelations+`
-		  AND c.oid NOT IN (SELECT to_regclass(t.name)::oid FROM heroku_migrator.captured t WHERE to_regclass(t.name) IS NOT NULL) ORDER BY 1`)
+		  AND c.oid NOT IN (SELECT to_regclass(t.name)::oid FROM heroku_migrator.captured t WHERE to_regclass(t.name) IS
+		NOT NULL) ORDER BY 1`)
 	if err != nil {
 		return fail(err)
 	}
@@ -173,7 +183,8 @@ func (p *PlanetScale) SchemaSinceSwitch(ctx context.Context, tables []*Table) (d
 // ResendRewritten implements [Target].
 func (p *PlanetScale) ResendRewritten(ctx context.Context, tables []*Table) error {
 	ids, _ := idsAndNames(tables)
-	rows, err := p.pool.Query(ctx, `SELECT t.relid FROM heroku_migrator.captured t WHERE t.relid = ANY ($1::int8[]) AND t.files IS DISTINCT FROM `+filesHere, ids)
+	rows, err := p.pool.Query(ctx, `SELECT t.relid FROM heroku_migrator.captured t WHERE t.relid = ANY ($1::int8[]) AND
+		t.files IS DISTINCT FROM `+filesHere, ids)
 	if err != nil {
 		return fmt.Errorf("look for rewritten tables: %w", err)
 	}
@@ -185,7 +196,8 @@ func (p *PlanetScale) ResendRewritten(ctx context.Context, tables []*Table) erro
 		if !slices.Contains(rewritten, t.ID) {
 			continue
 		}
-		err := touch(ctx, p.journal.tx, t, strings.NewReader(""), true, `UPDATE heroku_migrator.captured t SET files = `+filesHere+` WHERE t.relid = $1`)
+		err := touch(ctx, p.journal.tx, t, strings.NewReader(""), true, `UPDATE heroku_migrator.captured t SET files =
+			`+filesHere+` WHERE t.relid = $1`)
 		if err != nil {
 			return err
 		}
@@ -196,8 +208,8 @@ func (p *PlanetScale) ResendRewritten(ctx context.Context, tables []*Table) erro
 // slotPatience is how long making a slot may take unless the caller says otherwise: rounds stand still meanwhile.
 const slotPatience = 20 * time.Second
 
-// prepareDecoding makes a slot, for which every transaction has to end that writes somewhere on the server. Where it is not possible, there are
-// triggers, unless decoding was asked for.
+// prepareDecoding makes a slot, for which every transaction has to end that writes somewhere on the server. Where it is
+// not possible, there are triggers, unless decoding was asked for.
 func (p *PlanetScale) prepareDecoding(ctx context.Context) (bool, error) {
 	limited, cancel := context.WithTimeout(ctx, p.slotPatience)
 	defer cancel()
@@ -210,7 +222,9 @@ func (p *PlanetScale) prepareDecoding(ctx context.Context) (bool, error) {
 	case p.decoder.method == CaptureAuto:
 		return false, p.decoder.remove(ctx, p.journal.tx)
 	case limited.Err() != nil:
-		return false, refuse("switch", "No replication slot could be made on the target within %s: that waits for every transaction of its server which writes something, prepared ones too. End those that are open for long, or capture by triggers.", p.slotPatience)
+		return false, refuse("switch", "No replication slot could be made on the target within %s: that waits for "+
+			"every transaction of its server which writes something, prepared ones too. End those that are open for "+
+			"long, or capture by triggers.", p.slotPatience)
 	}
 	return false, err
 }
@@ -222,12 +236,15 @@ func (p *PlanetScale) decodeTable(ctx context.Context, tx pgx.Tx, t *Table) (boo
 		return false, err
 	}
 	c := p.decoder.capture(t)
-	// Whoever writes to it now has to end before, as with triggers: what was written before it was published is not sent.
+	// Whoever writes to it now has to end before, as with triggers: what was written before it was published is not
+	// sent.
 	if _, err := tx.Exec(ctx, c.log+`LOCK TABLE `+t.Only()+` IN SHARE ROW EXCLUSIVE MODE;`+c.attach); err != nil {
 		return false, err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, key, decoded) VALUES ($1, to_regclass($2), $3, true)
-		ON CONFLICT (relid) DO UPDATE SET here = excluded.here, key = excluded.key, decoded = true`, t.ID, t.Ident(), t.Key)
+	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, key, decoded) VALUES ($1, to_regclass($2),
+		$3, true)
+		ON CONFLICT (relid) DO UPDATE SET here = excluded.here, key = excluded.key, decoded =
+		true`, t.ID, t.Ident(), t.Key)
 	return true, err
 }
 
@@ -235,7 +252,8 @@ func (p *PlanetScale) decodeTable(ctx context.Context, tx pgx.Tx, t *Table) (boo
 func (p *PlanetScale) ForgetWrites(ctx context.Context) error {
 	var due bool
 	err := p.pool.QueryRow(ctx, `
-		SELECT slot <> '' OR EXISTS (SELECT 1 FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE $1)
+		SELECT slot <> '' OR EXISTS (SELECT 1 FROM pg_replication_slots WHERE database = current_database() AND
+		slot_name LIKE $1)
 			OR EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $2)
 		FROM heroku_migrator.migration`, ourSlots, decodeName).Scan(&due)
 	if err != nil || !due {
@@ -243,13 +261,15 @@ func (p *PlanetScale) ForgetWrites(ctx context.Context) error {
 	}
 	var keep bool
 	err = p.journal.tx(ctx, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `SELECT phase IN ('switched', 'cleaning_up') OR resume IN ('switched', 'cleaning_up') OR pending <> '' FROM heroku_migrator.migration FOR UPDATE`).Scan(&keep)
+		err := tx.QueryRow(ctx, `SELECT phase IN ('switched', 'cleaning_up') OR resume IN ('switched', 'cleaning_up') OR
+			pending <> '' FROM heroku_migrator.migration FOR UPDATE`).Scan(&keep)
 		if err != nil || keep {
 			return err
 		}
 		_, err = tx.Exec(ctx, `
 			DO $do$ DECLARE log text; BEGIN
-				FOR log IN SELECT format('heroku_migrator.changes_%s', relid) FROM heroku_migrator.captured WHERE decoded LOOP
+				FOR log IN SELECT format('heroku_migrator.changes_%s', relid) FROM heroku_migrator.captured WHERE
+				decoded LOOP
 					EXECUTE 'DROP TABLE IF EXISTS ' || log;
 				END LOOP;
 			END $do$;

@@ -9,9 +9,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Images of rows, by which changes of tables without a key travel. A log holds them as the row's text in the order of that relation's columns. That
-// order can differ between a root and its partitions, and between the sides: a dump names inherited columns first. So images leave their side in
-// the order of [Table].Columns and without generated columns, and whoever takes them reads them in that order.
+// Images of rows, by which changes of tables without a key travel. A log holds them as the row's text in the order of
+// that relation's columns. That order can differ between a root and its partitions, and between the sides: a dump names
+// inherited columns first. So images leave their side in the order of [Table].Columns and without generated columns,
+// and whoever takes them reads them in that order.
 
 // images is the query for the differences since the position: each image with the number of rows that came, or went.
 func (s *herokuSnapshot) images(ctx context.Context, t *Table, since Position) (string, error) {
@@ -19,9 +20,11 @@ func (s *herokuSnapshot) images(ctx context.Context, t *Table, since Position) (
 		WITH RECURSIVE r(oid) AS (
 			SELECT to_regclass($1)::oid
 			UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN r ON i.inhparent = r.oid WHERE $2)
-		SELECT c.oid, n.nspname, c.relname FROM r JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+		SELECT c.oid, n.nspname, c.relname FROM r JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid =
+		c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND $3::text[] IS DISTINCT FROM coalesce((
-			SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}')`,
+			SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND
+			a.attnum > 0 AND NOT a.attisdropped), '{}')`,
 		t.Ident(), t.Kind == KindPartitioned, t.imageColumns())
 	if err != nil {
 		return "", fmt.Errorf("compare the order of columns: %w", err)
@@ -37,11 +40,13 @@ func (s *herokuSnapshot) images(ctx context.Context, t *Table, since Position) (
 	if len(others) > 0 {
 		var by strings.Builder
 		for _, r := range others {
-			fmt.Fprintf(&by, ` WHEN %d THEN (SELECT ROW(%s)::text FROM (SELECT l.image::%s AS r OFFSET 0) AS q)`, r.ID, t.copied("(q.r)."), r.Ident())
+			fmt.Fprintf(&by, ` WHEN %d THEN (SELECT ROW(%s)::text FROM (SELECT l.image::%s AS r OFFSET 0) AS q)`, r.ID,
+				t.copied("(q.r)."), r.Ident())
 		}
 		image = "CASE l.relid" + by.String() + " ELSE l.image END"
 	}
-	return fmt.Sprintf(`SELECT i.image, sum(i.sign) FROM (SELECT %s AS image, l.sign FROM %s AS l WHERE %s) AS i GROUP BY i.image HAVING sum(i.sign) <> 0`,
+	return fmt.Sprintf(`SELECT i.image, sum(i.sign) FROM (SELECT %s AS image, l.sign FROM %s AS l WHERE %s) AS i GROUP
+		BY i.image HAVING sum(i.sign) <> 0`,
 		image, logName(t.ID), unseen(since, "l.heroku_migrator_xid")), nil
 }
 
@@ -56,17 +61,21 @@ func (t *Table) imageColumns() []string {
 	return names
 }
 
-// imageType is a row type that images of the table can be read as. It is the table's own where that has their columns in their order.
+// imageType is a row type that images of the table can be read as. It is the table's own where that has their columns
+// in their order.
 func imageType(ctx context.Context, tx pgx.Tx, t *Table) (string, error) {
 	var same bool
 	err := tx.QueryRow(ctx, `
-		SELECT $2::text[] IS NOT DISTINCT FROM coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}') FROM pg_attribute a
-		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped`, t.Ident(), t.imageColumns()).Scan(&same)
+		SELECT $2::text[] IS NOT DISTINCT FROM coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}') FROM
+		pg_attribute a
+		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT
+		a.attisdropped`, t.Ident(), t.imageColumns()).Scan(&same)
 	if err != nil || same {
 		return t.Ident(), err
 	}
 	name := fmt.Sprintf("heroku_migrator_image_%d", t.ID)
-	_, err = tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE %s ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`, name, t.copied(""), t.Only()))
+	_, err = tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE %s ON COMMIT DROP AS SELECT %s FROM %s WITH NO DATA`, name,
+		t.copied(""), t.Only()))
 	if err != nil {
 		return "", fmt.Errorf("make a type for the rows' images: %w", err)
 	}
@@ -86,7 +95,8 @@ func imageOf(t *Table, prefix string) string {
 // applyKeyless brings a table without a key to the snapshot's state.
 func applyKeyless(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
 	n, err := applyImages(ctx, tx, snap, c)
-	if sqlState(err) == "22P02" && len(c.Truncated) == 0 { // the text of a row that had other columns; to send it whole helps only once
+	// the text of a row that had other columns; to send it whole helps only once
+	if sqlState(err) == "22P02" && len(c.Truncated) == 0 {
 		err = &ImagesError{Table: c.Table, Reason: err.Error()}
 	}
 	if err != nil {
@@ -95,9 +105,9 @@ func applyKeyless(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) 
 	return n, nil
 }
 
-// ImagesError says that the images of a table without a key are not those of the rows on the other side: columns were changed and changed
-// back between two rounds, while rows were written, or somebody else wrote on that side. Nothing was applied. The table has to be sent whole, as
-// Run does by itself.
+// ImagesError says that the images of a table without a key are not those of the rows on the other side: columns were
+// changed and changed back between two rounds, while rows were written, or somebody else wrote on that side. Nothing
+// was applied. The table has to be sent whole, as Run does by itself.
 type ImagesError struct {
 	Table  *Table
 	Reason string
@@ -119,7 +129,8 @@ func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (
 			func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx.Conn(), t, r) })
 	}
 	staged := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d (image text COLLATE "C" NOT NULL, n int8 NOT NULL) ON COMMIT DELETE ROWS`, t.ID)); err != nil {
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d (image text COLLATE "C"
+		NOT NULL, n int8 NOT NULL) ON COMMIT DELETE ROWS`, t.ID)); err != nil {
 		return 0, err
 	}
 	_, err := stream(ctx, defaultBuffer,
@@ -134,7 +145,8 @@ func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (
 		return 0, err
 	}
 	var going int64
-	if err := tx.QueryRow(ctx, `SELECT coalesce(-sum(n), 0)::int8 FROM `+staged+` WHERE n < 0`).Scan(&going); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT coalesce(-sum(n), 0)::int8 FROM `+staged+` WHERE n <
+		0`).Scan(&going); err != nil {
 		return 0, err
 	}
 	if going > 0 {
@@ -148,7 +160,8 @@ func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (
 	}
 	came, err := tx.Exec(ctx, fmt.Sprintf(`
 		INSERT INTO %s %s
-		SELECT %s FROM (SELECT image::%s AS r, n FROM %s WHERE n > 0 OFFSET 0) AS k CROSS JOIN LATERAL generate_series(1, k.n)`,
+		SELECT %s FROM (SELECT image::%s AS r, n FROM %s WHERE n > 0 OFFSET 0) AS k CROSS JOIN LATERAL
+		generate_series(1, k.n)`,
 		t.Ident(), t.insertList(), t.copied("(k.r)."), rowType, staged))
 	if err != nil {
 		return 0, err
@@ -156,8 +169,8 @@ func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (
 	return going + came.RowsAffected(), nil
 }
 
-// deleteImages deletes as many of the rows that have each image as went. The first time it makes an index on the images'
-// hash, which costs about as much as looking for them once without.
+// deleteImages deletes as many of the rows that have each image as went. The first time it makes an index on the
+// images' hash, which costs about as much as looking for them once without.
 func deleteImages(ctx context.Context, tx pgx.Tx, t *Table, staged string, going int64) error {
 	var indexed bool
 	if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, imageIndex(t)).Scan(&indexed); err != nil {
@@ -165,8 +178,10 @@ func deleteImages(ctx context.Context, tx pgx.Tx, t *Table, staged string, going
 	}
 	if !indexed {
 		_, err := tx.Exec(ctx, fmt.Sprintf(`
-			CREATE OR REPLACE FUNCTION heroku_migrator.image(row_ record) RETURNS text LANGUAGE plpgsql IMMUTABLE %s AS $$ BEGIN RETURN row_::text; END $$;
-			CREATE INDEX heroku_migrator_image_%d ON %s (hashtextextended(%s, 0))`, imageSettings, t.ID, t.Ident(), imageOf(t, "")))
+			CREATE OR REPLACE FUNCTION heroku_migrator.image(row_ record) RETURNS text LANGUAGE plpgsql IMMUTABLE %s AS
+			$$ BEGIN RETURN row_::text; END $$;
+			CREATE INDEX heroku_migrator_image_%d ON %s (hashtextextended(%s,
+			0))`, imageSettings, t.ID, t.Ident(), imageOf(t, "")))
 		if err != nil {
 			return fmt.Errorf("index the rows' images: %w", err)
 		}
@@ -176,7 +191,8 @@ func deleteImages(ctx context.Context, tx pgx.Tx, t *Table, staged string, going
 			SELECT f.tid, f.rel FROM (
 				SELECT r.ctid AS tid, r.tableoid AS rel, k.n, row_number() OVER (PARTITION BY k.image) AS i
 				FROM (SELECT image, n FROM %[2]s WHERE n < 0) AS k
-				JOIN %[1]s AS r ON hashtextextended(%[3]s, 0) = hashtextextended(k.image, 0) AND %[3]s COLLATE "C" = k.image
+				JOIN %[1]s AS r ON hashtextextended(%[3]s, 0) = hashtextextended(k.image, 0) AND %[3]s COLLATE "C" =
+				k.image
 			) AS f WHERE f.i <= -f.n) AS g
 		WHERE d.ctid = g.tid AND d.tableoid = g.rel`, t.Only(), staged, imageOf(t, "r.")))
 	if err != nil {

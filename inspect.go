@@ -33,14 +33,19 @@ var sourceChecks = []check{
 	{
 		"table_keys", SeverityWarning,
 		"", // filled from the catalog, see inspectTables
-		"These tables have no primary key and no unique index on NOT NULL columns: %s. They are moved as exactly as the others, but cost more: " +
-			"a write to one of them also writes the whole row, as text, to a log; each is copied in one transaction, so that vacuum has to wait for it; and the first deletion or update builds an index on the target.",
-		"Nothing has to be done. If one of them is large or busy, add a primary key before: ALTER TABLE … ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY.",
+		"These tables have no primary key and no unique index on NOT NULL columns: %s. They are moved as exactly as " +
+			"the others, but cost more: " +
+			"a write to one of them also writes the whole row, as text, to a log; each is copied in one transaction, " +
+			"so that vacuum has to wait for it; and the first deletion or update builds an index on the target.",
+		"Nothing has to be done. If one of them is large or busy, add a primary key before: ALTER TABLE … ADD " +
+			"COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY.",
 	},
 	{
 		"table_owner", SeverityBlocker,
-		`SELECT format('%I.%I (owned by %s)', n.nspname, c.relname, pg_get_userbyid(c.relowner)) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT pg_has_role(current_user, c.relowner, 'USAGE') AND` + userRelations + ` ORDER BY 1`,
+		`SELECT format('%I.%I (owned by %s)', n.nspname, c.relname, pg_get_userbyid(c.relowner)) FROM pg_class c JOIN
+			pg_namespace n ON n.oid = c.relnamespace
+		 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT pg_has_role(current_user, c.relowner,
+		'USAGE') AND` + userRelations + ` ORDER BY 1`,
 		"The role does not own these tables, so it can neither put triggers on them nor take them away: %s.",
 		"Use the database's default credential, or GRANT the owner's role to it.",
 	},
@@ -48,7 +53,8 @@ var sourceChecks = []check{
 		"readable", SeverityBlocker,
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind IN ('r', 'p', 'S', 'v', 'm') AND c.relpersistence <> 't'
-		   AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) AND` + userRelations + ` ORDER BY 1`,
+		   AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) AND` +
+			userRelations + ` ORDER BY 1`,
 		"The role may not read: %s.",
 		"GRANT SELECT on them, and USAGE on their schemas, to the role.",
 	},
@@ -82,7 +88,8 @@ var sourceChecks = []check{
 	},
 	{
 		"prepared_transactions", SeverityWarning,
-		`SELECT format('%s (owner %s, since %s)', gid, owner, prepared) FROM pg_prepared_xacts WHERE database = current_database()`,
+		`SELECT format('%s (owner %s, since %s)', gid, owner, prepared) FROM pg_prepared_xacts WHERE database =
+			current_database()`,
 		"Prepared transactions hold locks until somebody ends them: %s.",
 		"COMMIT PREPARED or ROLLBACK PREPARED them.",
 	},
@@ -94,13 +101,16 @@ var sourceChecks = []check{
 		"After a crash of the source, abort and start again.",
 	},
 	{
-		"publications", SeverityWarning, `SELECT pubname::text FROM pg_publication WHERE pubname <> 'heroku_migrator' ORDER BY 1`,
+		"publications", SeverityWarning, `SELECT pubname::text FROM pg_publication WHERE pubname <> 'heroku_migrator'
+			ORDER BY 1`,
 		"Publications are not carried over: %s.", "Create them on the target after the switch.",
 	},
 	{
 		"subscriptions", SeverityBlocker,
-		`SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
-		"Subscriptions write to the source without firing triggers, so their changes would be lost: %s.", "Drop them before the migration.",
+		`SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname =
+			current_database())`,
+		"Subscriptions write to the source without firing triggers, so their changes would be lost: %s.", "Drop them " +
+			"before the migration.",
 	},
 	{
 		"foreign_tables", SeverityWarning,
@@ -118,7 +128,8 @@ var sourceChecks = []check{
 	},
 	{
 		"database_settings", SeverityInfo,
-		`SELECT format('ALTER %s SET %s', CASE WHEN s.setrole = 0 THEN 'DATABASE' ELSE format('ROLE %I', pg_get_userbyid(s.setrole)) END, c)
+		`SELECT format('ALTER %s SET %s', CASE WHEN s.setrole = 0 THEN 'DATABASE' ELSE format('ROLE %I',
+			pg_get_userbyid(s.setrole)) END, c)
 		 FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
 		 WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
 		   AND (s.setrole = 0 OR pg_has_role(current_user, s.setrole, 'USAGE')) ORDER BY 1`,
@@ -128,25 +139,30 @@ var sourceChecks = []check{
 	{
 		"privileges", SeverityInfo,
 		`SELECT DISTINCT pg_get_userbyid(a.grantee) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		 CROSS JOIN aclexplode(c.relacl) AS a WHERE a.grantee NOT IN (0, c.relowner) AND` + userRelations + ` ORDER BY 1`,
+		 CROSS JOIN aclexplode(c.relacl) AS a WHERE a.grantee NOT IN (0, c.relowner) AND` + userRelations +
+			` ORDER BY 1`,
 		"Privileges of other roles are not carried over: %s.",
 		"Create these roles on the target and GRANT them what they need.",
 	},
 	{
 		"function_privileges", SeverityWarning,
 		`SELECT format('%I.%I', n.nspname, p.proname) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-		 WHERE p.proacl IS NOT NULL AND NOT EXISTS (SELECT 1 FROM aclexplode(p.proacl) AS a WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE')
+		 WHERE p.proacl IS NOT NULL AND NOT EXISTS (SELECT 1 FROM aclexplode(p.proacl) AS a WHERE a.grantee = 0 AND
+		a.privilege_type = 'EXECUTE')
 		   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'heroku_migrator')
-		   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') ORDER BY 1`,
+		   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND
+		d.deptype = 'e') ORDER BY 1`,
 		"EXECUTE was revoked from PUBLIC on these functions, which is not carried over: %s.",
 		"REVOKE it on the target too, after the switch.",
 	},
 	{
 		"leftovers", SeverityBlocker,
 		`SELECT 'schema heroku_migrator' WHERE to_regnamespace('heroku_migrator') IS NOT NULL
-		 UNION ALL SELECT format('trigger %I on %s', tgname, tgrelid::regclass) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator\_%' AND tgparentid = 0
+		 UNION ALL SELECT format('trigger %I on %s', tgname, tgrelid::regclass) FROM pg_trigger WHERE tgname LIKE
+		'heroku\_migrator\_%' AND tgparentid = 0
 		 UNION ALL SELECT 'publication heroku_migrator' FROM pg_publication WHERE pubname = 'heroku_migrator'
-		 UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'heroku\_migrator\_%'`,
+		 UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots WHERE database = current_database()
+		AND slot_name LIKE 'heroku\_migrator\_%'`,
 		"Another migration is under way, or has left something on the source: %s.",
 		"Finish or abort it first; if its target is gone, `heroku-migrate abort --force` removes what it left.",
 	},
@@ -169,7 +185,8 @@ func (c check) findings(list []string) []Finding {
 	if len(list) == 0 {
 		return nil
 	}
-	return []Finding{{Check: c.name, Severity: c.severity, Message: fmt.Sprintf(c.message, abbreviate(list)), Remedy: c.remedy}}
+	return []Finding{{Check: c.name, Severity: c.severity, Message: fmt.Sprintf(c.message, abbreviate(list)),
+		Remedy: c.remedy}}
 }
 
 func abbreviate(list []string) string {
@@ -189,8 +206,9 @@ func (h *Heroku) Inspect(ctx context.Context) ([]Finding, error) {
 	if id.Major() < oldestSource {
 		return append(f, Finding{
 			Check: "source_version", Severity: SeverityBlocker,
-			Message: fmt.Sprintf("The source is Postgres %s; %d is the oldest that can be migrated.", id.VersionStr, oldestSource),
-			Remedy:  "Upgrade it first (heroku pg:upgrade).",
+			Message: fmt.Sprintf("The source is Postgres %s; %d is the oldest that can be migrated.", id.VersionStr,
+				oldestSource),
+			Remedy: "Upgrade it first (heroku pg:upgrade).",
 		}), nil
 	}
 	if id.Timeline == 0 {
@@ -227,14 +245,17 @@ func (h *Heroku) inspectTools(ctx context.Context, id Identity) []Finding {
 	tools, err := pgdump.Find(ctx, h.tools.dump, h.tools.restore)
 	switch {
 	case err != nil:
-		return []Finding{{Check: "pg_dump", Severity: SeverityBlocker, Message: fmt.Sprintf("pg_dump and pg_restore cannot be used: %v.", err),
+		return []Finding{{Check: "pg_dump", Severity: SeverityBlocker, Message: fmt.Sprintf("pg_dump and pg_restore "+
+			"cannot be used: %v.", err),
 			Remedy: fmt.Sprintf("Install the Postgres client programs, version %d or newer.", id.Major())}}
 	case tools.Major < id.Major():
 		return []Finding{{Check: "pg_dump", Severity: SeverityBlocker,
-			Message: fmt.Sprintf("%s is version %s, older than the source's %s.", tools.Dump, tools.Version, id.VersionStr),
-			Remedy:  fmt.Sprintf("Install the Postgres client programs, version %d or newer.", id.Major())}}
+			Message: fmt.Sprintf("%s is version %s, older than the source's %s.", tools.Dump, tools.Version,
+				id.VersionStr),
+			Remedy: fmt.Sprintf("Install the Postgres client programs, version %d or newer.", id.Major())}}
 	default:
-		return []Finding{{Check: "pg_dump", Severity: SeverityOK, Message: fmt.Sprintf("pg_dump %s is %s.", tools.Version, tools.Dump)}}
+		return []Finding{{Check: "pg_dump", Severity: SeverityOK, Message: fmt.Sprintf("pg_dump %s is %s.",
+			tools.Version, tools.Dump)}}
 	}
 }
 
@@ -251,7 +272,8 @@ func inspectTables(cat *Catalog) []Finding {
 	f := sourceChecks[0].findings(noKey)
 	return append(f, Finding{
 		Check: "tables", Severity: SeverityInfo,
-		Message: fmt.Sprintf("%d tables with about %d rows in %s, and %d sequences, will be moved.", len(cat.Tables), rows, bytesText(bytes), len(cat.Sequences)),
+		Message: fmt.Sprintf("%d tables with about %d rows in %s, and %d sequences, will be moved.", len(cat.Tables),
+			rows, bytesText(bytes), len(cat.Sequences)),
 	})
 }
 
@@ -262,7 +284,8 @@ func inspectConnections(ctx context.Context, pool *pgxpool.Pool, side string) ([
 		return nil, fmt.Errorf("connections: %w", err)
 	}
 	most := int(pool.Config().MaxConns) + 1
-	f := Finding{Check: side + "_connections", Severity: SeverityOK, Message: fmt.Sprintf("At most %d connections to the %s are used; %d are free.", most, side, free)}
+	f := Finding{Check: side + "_connections", Severity: SeverityOK, Message: fmt.Sprintf("At most %d connections to "+
+		"the %s are used; %d are free.", most, side, free)}
 	if free < most {
 		f.Severity, f.Remedy = SeverityWarning, "Use fewer copy workers, or free connections."
 	}
@@ -291,11 +314,13 @@ func (p *PlanetScale) Inspect(ctx context.Context) ([]Finding, error) {
 		return f, err
 	}
 	if silent {
-		f = append(f, Finding{Check: "session_replication_role", Severity: SeverityOK, Message: "Foreign keys and triggers can exist on the target while changes are applied."})
+		f = append(f, Finding{Check: "session_replication_role", Severity: SeverityOK,
+			Message: "Foreign keys and triggers can exist on the target while changes are applied."})
 	} else {
 		f = append(f, Finding{Check: "session_replication_role", Severity: SeverityWarning,
-			Message: "The role may not set session_replication_role on the target, so foreign keys and triggers are created at the switch, which takes longer.",
-			Remedy:  "Use the branch's default role, if it may."})
+			Message: "The role may not set session_replication_role on the target, so foreign keys and triggers are " +
+				"created at the switch, which takes longer.",
+			Remedy: "Use the branch's default role, if it may."})
 	}
 	way, err := p.decoder.inspectWayBack(ctx)
 	if err != nil {
@@ -315,14 +340,16 @@ var targetChecks = []check{
 		`SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't'
 		   AND n.nspname NOT IN ('pscale_extensions') AND` + userRelations + `
-		 UNION ALL SELECT format('%s large objects', count(*)) FROM pg_largeobject_metadata HAVING count(*) > 0 ORDER BY 1`,
+		 UNION ALL SELECT format('%s large objects', count(*)) FROM pg_largeobject_metadata HAVING count(*) > 0 ORDER BY
+		1`,
 		"The target is not empty: %s.",
 		"Use a fresh database or branch, so that nothing of it can be overwritten or mixed up.",
 	},
 	{
 		"target_create", SeverityBlocker,
 		`SELECT current_database()::text WHERE NOT has_database_privilege(current_database(), 'CREATE')
-		 UNION ALL SELECT 'schema public of ' || current_database() WHERE to_regnamespace('public') IS NOT NULL AND NOT has_schema_privilege('public', 'CREATE')`,
+		 UNION ALL SELECT 'schema public of ' || current_database() WHERE to_regnamespace('public') IS NOT NULL AND NOT
+		has_schema_privilege('public', 'CREATE')`,
 		"The role may not create objects in %s.", "Use the branch's default role.",
 	},
 	{
@@ -354,7 +381,8 @@ func readExtensions(ctx context.Context, pool *pgxpool.Pool) (extensionSet, erro
 	rows, err := pool.Query(ctx, `
 		SELECT a.name, coalesce(n.nspname, ''),
 		       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR coalesce((
-			SELECT v.trusted OR NOT v.superuser FROM pg_available_extension_versions v WHERE v.name = a.name AND v.version = a.default_version), true)
+			SELECT v.trusted OR NOT v.superuser FROM pg_available_extension_versions v WHERE v.name = a.name AND
+			v.version = a.default_version), true)
 		FROM pg_available_extensions a
 		LEFT JOIN pg_extension e ON e.extname = a.name LEFT JOIN pg_namespace n ON n.oid = e.extnamespace`)
 	if err != nil {

@@ -8,18 +8,20 @@ import (
 )
 
 // Tables without a key. Nothing tells their rows apart but their content, and rows may be equal. So the log of such a
-// table holds images of whole rows with a sign: +1 for a row that came, -1 for one that went. A round sums the signs of equal images
-// and makes the difference on the target: a table is a multiset. See ARCHITECTURE.md, Tables without a key.
+// table holds images of whole rows with a sign: +1 for a row that came, -1 for one that went. A round sums the signs of
+// equal images and makes the difference on the target: a table is a multiset. See ARCHITECTURE.md, Tables without a
+// key.
 
 // Keyless tells whether the table has no NOT NULL unique key.
 func (t *Table) Keyless() bool { return len(t.Key) == 0 }
 
 // imageSettings make the text of a row the same whoever writes it, and on both sides.
-const imageSettings = `SET search_path = '' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC'
+const imageSettings = `SET search_path = '' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'postgres' SET TimeZone =
+	'UTC'
 	SET extra_float_digits = '3' SET bytea_output = 'hex' SET lc_monetary = 'C'`
 
-// buildKeylessCapture is buildCapture for a table without a key. The image is the row as text, whole: no column is named, so that
-// no column which the application drops or renames can break its writes.
+// buildKeylessCapture is buildCapture for a table without a key. The image is the row as text, whole: no column is
+// named, so that no column which the application drops or renames can break its writes.
 func buildKeylessCapture(t *Table, always bool) captureSQL {
 	log, fn := logName(t.ID), fmt.Sprintf("%s.capture_%d", SchemaName, t.ID)
 	var c captureSQL
@@ -37,7 +39,9 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 	}
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
 	if t.Kind == KindOrdinary {
-		came, went := `SELECT TG_RELID, 1, (n.*)::text FROM came AS n`, `SELECT TG_RELID, -1, (o.*)::text FROM went AS o` // n alone could be a column
+		// n alone could be a column
+		came, went := `SELECT TG_RELID, 1, (n.*)::text FROM came AS n`, `SELECT TG_RELID, -1, (o.*)::text FROM went AS
+			o`
 		function("", came)
 		function("_old", went)
 		function("_both", went+` UNION ALL `+came)
@@ -46,7 +50,8 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 			{"update", "UPDATE", "OLD TABLE AS went NEW TABLE AS came", "_both"},
 			{"delete", "DELETE", "OLD TABLE AS went", "_old"},
 		} {
-			trigger(t.Relation, e.name, fmt.Sprintf(`AFTER %s ON %s REFERENCING %s FOR EACH STATEMENT EXECUTE FUNCTION %s%s()`,
+			trigger(t.Relation, e.name, fmt.Sprintf(`AFTER %s ON %s REFERENCING %s FOR EACH STATEMENT EXECUTE FUNCTION
+				%s%s()`,
 				e.event, t.Ident(), e.rows, fn, e.function))
 		}
 	} else {
@@ -54,8 +59,10 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 		function("", `VALUES `+came)
 		function("_old", `VALUES `+went)
 		function("_both", `VALUES `+went+`, `+came)
-		for _, e := range []struct{ name, event, function string }{{"insert", "INSERT", ""}, {"update", "UPDATE", "_both"}, {"delete", "DELETE", "_old"}} {
-			trigger(t.Relation, fmt.Sprintf("row_%s_%d", e.name, t.ID), fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW EXECUTE FUNCTION %s%s()`, e.event, t.Ident(), fn, e.function))
+		for _, e := range []struct{ name, event, function string }{{"insert", "INSERT", ""}, {"update", "UPDATE",
+			"_both"}, {"delete", "DELETE", "_old"}} {
+			trigger(t.Relation, fmt.Sprintf("row_%s_%d", e.name, t.ID), fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW EXECUTE
+				FUNCTION %s%s()`, e.event, t.Ident(), fn, e.function))
 		}
 	}
 	c.attach = b.String() + truncateTriggers(t, always)
@@ -64,7 +71,8 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 
 // copyKeylessTable reads all rows at the snapshot: a chunk's, or those of a table that is sent whole.
 func (s *herokuSnapshot) copyKeylessTable(ctx context.Context, t *Table, w io.Writer) (int64, error) {
-	return copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM %s AS t) TO STDOUT (FORMAT %s)`, t.copied("t."), t.Only(), t.Format()), w)
+	return copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM %s AS t) TO STDOUT (FORMAT %s)`,
+		t.copied("t."), t.Only(), t.Format()), w)
 }
 
 // copyKeylessChunk is the whole table in one chunk, whose snapshot is the position from which on its log counts. The
@@ -81,15 +89,18 @@ func (s *herokuSnapshot) copyKeylessChunk(ctx context.Context, t *Table, w io.Wr
 		return 0, err
 	}
 	var trimmed bool
-	err := s.conn.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1), false)`, t.ID).Scan(&trimmed)
+	err := s.conn.QueryRow(ctx, `SELECT coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = $1),
+		false)`, t.ID).Scan(&trimmed)
 	if err == nil && trimmed {
 		err = ErrTrimmed
 	}
 	if err == nil && len(files) > 0 {
 		var same, gone bool
 		err = s.conn.QueryRow(ctx, `
-			SELECT bool_and(c.relfilenode = f.node AND pg_relation_filenode(c.oid) IS NOT DISTINCT FROM f.node), bool_or(c.oid IS NULL OR pg_relation_filenode(c.oid) IS NULL)
-			FROM (VALUES `+strings.Join(files, ", ")+`) AS f(id, node) LEFT JOIN pg_class c ON c.oid = f.id`).Scan(&same, &gone)
+			SELECT bool_and(c.relfilenode = f.node AND pg_relation_filenode(c.oid) IS NOT DISTINCT FROM f.node),
+			bool_or(c.oid IS NULL OR pg_relation_filenode(c.oid) IS NULL)
+			FROM (VALUES `+strings.Join(files, ", ")+`) AS f(id, node) LEFT JOIN pg_class c ON c.oid =
+				f.id`).Scan(&same, &gone)
 		switch {
 		case err != nil:
 		case gone: // a partition was dropped

@@ -58,10 +58,12 @@ func (p *pair) newSource(t *testing.T, server *pgtest.Cluster) *pgtest.Database 
 // open returns both ends, as a process of its own would open them.
 func (p *pair) open(t *testing.T) (*migrator.Heroku, *migrator.PlanetScale) {
 	t.Helper()
-	src, err := migrator.OpenHeroku(t.Context(), p.source.URL, migrator.HerokuConfig{PgDump: p.pgDump, Capture: p.capture})
+	src, err := migrator.OpenHeroku(t.Context(), p.source.URL, migrator.HerokuConfig{PgDump: p.pgDump,
+		Capture: p.capture})
 	require.NoError(t, err)
 	t.Cleanup(src.Close)
-	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{Capture: p.capture, SlotTimeout: p.slotTimeout})
+	dst, err := migrator.OpenPlanetScale(t.Context(), p.target.URL, migrator.PlanetScaleConfig{Capture: p.capture,
+		SlotTimeout: p.slotTimeout})
 	require.NoError(t, err)
 	t.Cleanup(dst.Close)
 	return src, dst
@@ -70,8 +72,10 @@ func (p *pair) open(t *testing.T) (*migrator.Heroku, *migrator.PlanetScale) {
 func (p *pair) migrator(t *testing.T, change ...func(*migrator.Config)) *migrator.Migrator {
 	t.Helper()
 	src, dst := p.open(t)
-	cfg := migrator.Config{Source: src, Target: dst, Logger: testLogger(t), Copy: migrator.CopyConfig{ChunkBytes: 256 << 10}}
-	cfg.Cutover.SequenceMargin = -1 // sequences are compared exactly; TestSequencesDrawnThroughTheSwitch has the margins
+	cfg := migrator.Config{Source: src, Target: dst, Logger: testLogger(t),
+		Copy: migrator.CopyConfig{ChunkBytes: 256 << 10}}
+	// sequences are compared exactly; TestSequencesDrawnThroughTheSwitch has the margins
+	cfg.Cutover.SequenceMargin = -1
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -127,7 +131,8 @@ func (p *pair) requireNoTrace(t *testing.T) {
 			SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator%'),
 			       (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'heroku\_migrator%'),
 			       (SELECT count(*) FROM pg_proc WHERE proname LIKE 'heroku\_migrator%'),
-			       (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) + (SELECT count(*) FROM pg_publication WHERE pubname LIKE 'heroku\_migrator%')`).
+			       (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) + (SELECT count(*)
+			FROM pg_publication WHERE pubname LIKE 'heroku\_migrator%')`).
 			Scan(&triggers, &schemas, &functions, &slots))
 		require.Zero(t, triggers, "triggers left")
 		require.Zero(t, schemas, "schemas left")
@@ -149,12 +154,16 @@ func (p *pair) acl(t *testing.T) map[string]string {
 	t.Helper()
 	c := p.source.ConnectAdmin(t)
 	rows, err := c.Query(t.Context(), `
-		SELECT 'relation ' || c.oid::regclass::text, coalesce(relacl::text, 'default') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE relkind IN ('r','p','v','m','S') AND nspname NOT LIKE 'pg\_%' AND nspname NOT IN ('information_schema', 'heroku_migrator')
+		SELECT 'relation ' || c.oid::regclass::text, coalesce(relacl::text, 'default') FROM pg_class c JOIN pg_namespace
+		n ON n.oid = c.relnamespace
+		WHERE relkind IN ('r','p','v','m','S') AND nspname NOT LIKE 'pg\_%' AND nspname NOT IN ('information_schema',
+		'heroku_migrator')
 		UNION ALL
-		SELECT 'column ' || attrelid::regclass::text || '.' || attname, attacl::text FROM pg_attribute WHERE attacl IS NOT NULL
+		SELECT 'column ' || attrelid::regclass::text || '.' || attname, attacl::text FROM pg_attribute WHERE attacl IS
+		NOT NULL
 		UNION ALL
-		SELECT 'schema ' || nspname, coalesce(nspacl::text, 'default') FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'heroku_migrator'
+		SELECT 'schema ' || nspname, coalesce(nspacl::text, 'default') FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%'
+		AND nspname <> 'heroku_migrator'
 		UNION ALL
 		SELECT 'database', coalesce(datacl::text, 'default') FROM pg_database WHERE datname = current_database()`)
 	require.NoError(t, err)

@@ -27,8 +27,8 @@ type PlanetScaleConfig struct {
 	URL func(ctx context.Context) (string, error)
 	// Capture is how changes are captured after the switch, for the way back. Default: see [CaptureAuto].
 	Capture CaptureMethod
-	// SlotTimeout is how long a switch waits for a replication slot to be made, which has to wait for every transaction of the server that writes.
-	// Default: 20 s.
+	// SlotTimeout is how long a switch waits for a replication slot to be made, which has to wait for every transaction
+	// of the server that writes. Default: 20 s.
 	SlotTimeout time.Duration
 	// BufferBytes is how much is read ahead of what the target has taken, for each chunk that is being copied.
 	// Default: 1 MiB.
@@ -80,8 +80,10 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes, slotPatience: cmp.Or(max(cfg.SlotTimeout, 0), slotPatience)}
-	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx, leads: func() bool { return p.journal.epoch.Load() != 0 }}
+	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes,
+		slotPatience: cmp.Or(max(cfg.SlotTimeout, 0), slotPatience)}
+	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx,
+		leads: func() bool { return p.journal.epoch.Load() != 0 }}
 	return p, nil
 }
 
@@ -148,13 +150,15 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	// What a dump expects: names are written in full. All of it is one script, and so one round trip.
 	// It begins with a name, by which the progress of a build is told from others.
 	name := strings.ReplaceAll(objects[0].String(), "*/", "* /")
-	script := []string{`/* ` + strings.ReplaceAll(name, "/*", "/ *") + ` */ SELECT set_config('search_path', '', true), ` + buildSettings}
+	script := []string{`/* ` + strings.ReplaceAll(name, "/*", "/ *") + ` */ SELECT set_config('search_path', '', true),
+		` + buildSettings}
 	ids := make([]string, len(objects))
 	for i, o := range objects {
 		ids[i] = strconv.Itoa(o.ID)
 		script = append(script, o.SQL)
 	}
-	script = append(script, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id IN (`+strings.Join(ids, ", ")+`)`)
+	script = append(script, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id IN
+		(`+strings.Join(ids, ", ")+`)`)
 	_, err := tx.Exec(ctx, strings.Join(script, "\n;\n"))
 	if err != nil && len(objects) == 1 {
 		err = fmt.Errorf("%s: %w", objects[0], err)
@@ -210,12 +214,14 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 		}
 	}
 	if err != nil {
-		return chunk, errors.Join(refusedRows(table, err), rollback(ctx, conn)) // the next one needs the chunk's row at once
+		// the next one needs the chunk's row at once
+		return chunk, errors.Join(refusedRows(table, err), rollback(ctx, conn))
 	}
 	var last pgx.Batch
 	if chunk != nil {
 		last.Queue(`
-			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at = clock_timestamp(), copied_by = $5
+			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at =
+			clock_timestamp(), copied_by = $5
 			WHERE table_id = $1 AND no = $2`, chunk.Table, chunk.No, written, counted.n, thisProcess())
 		if table.Keyless() {
 			last.Queue(`UPDATE heroku_migrator.tables SET copied_at = $2 WHERE id = $1`, chunk.Table, chunk.At.String())
@@ -250,7 +256,8 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 
 // copyInto streams rows into a table, whose partitions sort themselves out.
 func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64, error) {
-	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), t.copiedList(), t.Format()), r)
+	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), t.copiedList(),
+		t.Format()), r)
 	if err != nil {
 		return n, fmt.Errorf("write %s: %w", t, err)
 	}
@@ -259,7 +266,8 @@ func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64
 
 // stream connects a writer of rows with a reader of rows. Of two errors it returns the one that came first,
 // which is the cause of the other.
-func stream(ctx context.Context, size int, write func(context.Context, io.Writer) error, read func(context.Context, io.Reader) (int64, error)) (int64, error) {
+func stream(ctx context.Context, size int, write func(context.Context, io.Writer) error, read func(context.Context,
+	io.Reader) (int64, error)) (int64, error) {
 	pipe := newBlockPipe(size)
 	ended := make(chan error, 1)
 	var first error
@@ -314,7 +322,8 @@ func (p *PlanetScale) Plan(ctx context.Context, plans []TablePlan) error {
 		specs := map[int64][]byte{}
 		var first, last pgx.Batch
 		first.Queue("BEGIN")
-		first.Queue(`SELECT id, spec FROM heroku_migrator.tables WHERE plan = 0 AND id = ANY ($1::int8[]) ORDER BY id FOR UPDATE`, ids).
+		first.Queue(`SELECT id, spec FROM heroku_migrator.tables WHERE plan = 0 AND id = ANY ($1::int8[]) ORDER BY id
+			FOR UPDATE`, ids).
 			Query(func(rows pgx.Rows) error {
 				var id int64
 				var spec []byte
@@ -353,7 +362,10 @@ func queuePlan(batch *pgx.Batch, plan TablePlan, number int, spec []byte) error 
 		return err
 	}
 	// The known columns and another file would hide that a column that is new, or of another type, came with a rewrite.
-	if !slices.EqualFunc(known.Columns, t.Columns, func(a, b Column) bool { return a.Num == b.Num && a.Name == b.Name && a.Type == b.Type }) {
+	if !slices.EqualFunc(known.Columns, t.Columns, func(a, b Column) bool {
+		return a.Num == b.Num &&
+			a.Name == b.Name && a.Type == b.Type
+	}) {
 		return fmt.Errorf("%s: %w", t, ErrSchemaChanged)
 	}
 	spec, err := withFilenodes(spec, files)
@@ -374,7 +386,8 @@ func queuePlan(batch *pgx.Batch, plan TablePlan, number int, spec []byte) error 
 		INSERT INTO heroku_migrator.chunks (table_id, no, priority, spec, bytes)
 		SELECT $1, (c.spec ->> 'no')::int, $2, c.spec, c.bytes FROM unnest($3::jsonb[], $4::int8[]) AS c(spec, bytes)`,
 		int64(t.ID), -t.Bytes(), specs, sizes)
-	batch.Queue(`UPDATE heroku_migrator.tables SET plan = $3, state = 'copying', spec = $2 WHERE id = $1`, t.ID, string(spec), number)
+	batch.Queue(`UPDATE heroku_migrator.tables SET plan = $3, state = 'copying', spec = $2 WHERE id = $1`, t.ID,
+		string(spec), number)
 	return nil
 }
 
@@ -384,16 +397,18 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 		restarted = false
 		var plan int
 		var spec []byte
-		err := tx.QueryRow(ctx, `SELECT plan, spec FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`, t.ID).Scan(&plan, &spec)
+		err := tx.QueryRow(ctx, `SELECT plan, spec FROM heroku_migrator.tables WHERE id = $1 FOR UPDATE`,
+			t.ID).Scan(&plan, &spec)
 		if err != nil || plan != after {
 			return err
 		}
-		// The locks on the chunks' rows come first: whoever is copying one of them ends before. If all are done then, whoever
-		// asked for this was late: the table may be live by now.
+		// The locks on the chunks' rows come first: whoever is copying one of them ends before. If all are done then,
+		// whoever asked for this was late: the table may be live by now.
 		var chunksNow, undone int
 		err = tx.QueryRow(ctx, `
 			SELECT count(*), count(*) FILTER (WHERE NOT done)
-			FROM (SELECT done FROM heroku_migrator.chunks WHERE table_id = $1 FOR UPDATE) AS c`, t.ID).Scan(&chunksNow, &undone)
+			FROM (SELECT done FROM heroku_migrator.chunks WHERE table_id = $1 FOR UPDATE) AS
+			c`, t.ID).Scan(&chunksNow, &undone)
 		if err != nil || (chunksNow > 0 && undone == 0) {
 			return err
 		}

@@ -7,12 +7,14 @@ import (
 	"time"
 )
 
-// Revert goes back to the source: everything that was written on the target since the switch is brought there, nobody may write to
-// the target any more, the source takes writes again exactly as before, and the target follows it once more. If anything
-// fails before that is committed, or the context is done, the target takes writes as before and the phase stays switched.
+// Revert goes back to the source: everything that was written on the target since the switch is brought there, nobody
+// may write to the target any more, the source takes writes again exactly as before, and the target follows it once
+// more. If anything fails before that is committed, or the context is done, the target takes writes as before and the
+// phase stays switched.
 //
-// What cannot be brought back (the way back is disabled, or the target's schema has changed) makes it fail with a [*RefusedError]. With
-// cfg.Force it goes back all the same: these rows stay behind, and the target is brought to the source's state.
+// What cannot be brought back (the way back is disabled, or the target's schema has changed) makes it fail with a
+// [*RefusedError]. With cfg.Force it goes back all the same: these rows stay behind, and the target is brought to the
+// source's state.
 func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*SwitchReport, error) {
 	cfg = cfg.withDefaults()
 	state, err := dst.Journal().State(ctx)
@@ -41,26 +43,30 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*Sw
 		return report, goBack(ctx, src, dst, tables, without, report, began)
 	}
 	if recoverErr := recoverSoon(ctx, src, dst); recoverErr != nil {
-		return nil, fmt.Errorf("%w; the fence on the target could not be lifted: run any command again, which tries that first: %w", err, recoverErr)
+		return nil, fmt.Errorf("%w; the fence on the target could not be lifted: run any command again, which tries "+
+			"that first: %w", err, recoverErr)
 	}
 	switch refused := new(RefusedError); {
 	case ctx.Err() != nil || Retryable(err):
 		return nil, err
 	case cfg.Force:
-		cfg.Logger.WarnContext(ctx, "what was written on the target cannot be brought back; going back without it, as was asked for", "error", err)
+		cfg.Logger.WarnContext(ctx, "what was written on the target cannot be brought back; going back without it, "+
+			"as was asked for", "error", err)
 		return report, goBack(ctx, src, dst, tables, cfg, report, time.Now())
 	case errors.As(err, &refused) && refused.Action == "revert":
 		return nil, err
 	default:
-		e := refuse("revert", "What was written on the target since the switch cannot be brought back to the source: %v Force the revert to go back without it; the target then follows the source again.", err)
+		e := refuse("revert", "What was written on the target since the switch cannot be brought back to the source: "+
+			"%v Force the revert to go back without it; the target then follows the source again.", err)
 		e.CanForce = true
 		return nil, e
 	}
 }
 
-// bringBack raises the fence on the target, brings everything to the source, and makes the source as it was. It returns the moment
-// since which nobody could write.
-func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg CutoverConfig, report *SwitchReport) (began time.Time, err error) {
+// bringBack raises the fence on the target, brings everything to the source, and makes the source as it was. It returns
+// the moment since which nobody could write.
+func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg CutoverConfig,
+	report *SwitchReport) (began time.Time, err error) {
 	limited, cancel := context.WithTimeout(ctx, cfg.FenceTimeout)
 	defer cancel()
 	way := cfg.WayBack
@@ -92,7 +98,8 @@ func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg
 	defer cancelDrain()
 	if err := w.finish(drain, tables, watch, cfg.SequenceMargin, report); err != nil {
 		if drain.Err() != nil && ctx.Err() == nil {
-			return began, refuse("revert", "The last changes could not be brought back within %s; the fence was lifted and nothing has happened. Try again when the lag is small. (%v)", cfg.DrainTimeout, err)
+			return began, refuse("revert", "The last changes could not be brought back within %s; the fence was "+
+				"lifted and nothing has happened. Try again when the lag is small. (%v)", cfg.DrainTimeout, err)
 		}
 		return began, err
 	}
@@ -106,7 +113,8 @@ func (w *wayBack) catchUp(ctx context.Context, lag time.Duration) error {
 }
 
 // finish brings the rest back, behind the target's fence.
-func (w *wayBack) finish(ctx context.Context, tables []*Table, watch sequenceWatch, margin int64, report *SwitchReport) error {
+func (w *wayBack) finish(ctx context.Context, tables []*Table, watch sequenceWatch, margin int64,
+	report *SwitchReport) error {
 	if err := w.dst.ResendRewritten(ctx, tables); err != nil {
 		return err
 	}
@@ -159,8 +167,10 @@ func patiently(ctx context.Context, do func(context.Context) error) error {
 	}
 }
 
-// goBack makes the source the one that takes writes. Rows that are on the target alone are named, or handed over to be undone.
-func goBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg CutoverConfig, report *SwitchReport, began time.Time) error {
+// goBack makes the source the one that takes writes. Rows that are on the target alone are named, or handed over to be
+// undone.
+func goBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg CutoverConfig, report *SwitchReport,
+	began time.Time) error {
 	if cfg.WayBack.Disabled && !cfg.Force {
 		if err := largeObjectsBlockRevert(ctx, src, dst); err != nil {
 			return err

@@ -6,17 +6,21 @@ import (
 	"time"
 )
 
-// Nothing keeps a client from drawing numbers on the side that was left: nextval is no write to a table, so no trigger sees it. Numbers drawn there
-// would be drawn again on the other side. So the other side begins further ahead, by more numbers than are drawn within marginTime.
+// Nothing keeps a client from drawing numbers on the side that was left: nextval is no write to a table, so no trigger
+// sees it. Numbers drawn there would be drawn again on the other side. So the other side begins further ahead, by more
+// numbers than are drawn within marginTime.
 
 const (
-	// marginTime is how long a client may go on drawing numbers on the side that was left, at the rate that was seen before the switch.
+	// marginTime is how long a client may go on drawing numbers on the side that was left, at the rate that was seen
+	// before the switch.
 	marginTime = 10 * time.Minute
 	// leastMargin is the margin, in steps, of a sequence from which nothing was drawn while it was watched.
 	leastMargin = 1000
-	// cachedBlocks is for how many sessions' blocks a sequence with a CACHE has room, whatever the rate: each takes as many numbers as the cache has.
+	// cachedBlocks is for how many sessions' blocks a sequence with a CACHE has room, whatever the rate: each takes as
+	// many numbers as the cache has.
 	cachedBlocks = 100
-	// roomShare is the part of the numbers left that a margin may take at most: a smallint sequence near its end stays usable.
+	// roomShare is the part of the numbers left that a margin may take at most: a smallint sequence near its end stays
+	// usable.
 	roomShare = 10
 )
 
@@ -26,8 +30,8 @@ type sequenceWatch struct {
 	seen map[uint32]Sequence
 }
 
-// watchSequences looks at the sequences before the switch or revert. Where that fails, the margins have no rate, and the switch reads
-// them again anyhow.
+// watchSequences looks at the sequences before the switch or revert. Where that fails, the margins have no rate, and
+// the switch reads them again anyhow.
 func watchSequences(ctx context.Context, side ChangeLog) sequenceWatch {
 	w := sequenceWatch{at: time.Now(), seen: map[uint32]Sequence{}}
 	snap, err := side.Snapshot(ctx)
@@ -45,8 +49,8 @@ func watchSequences(ctx context.Context, side ChangeLog) sequenceWatch {
 	return w
 }
 
-// margins fills in how far beyond its value each sequence is set on the other side, in steps, and returns the largest. configured is
-// [CutoverConfig].SequenceMargin.
+// margins fills in how far beyond its value each sequence is set on the other side, in steps, and returns the largest.
+// configured is [CutoverConfig].SequenceMargin.
 func (w sequenceWatch) margins(list []Sequence, configured int64) (largest int64) {
 	elapsed := max(time.Since(w.at), time.Second).Seconds()
 	for i := range list {
@@ -88,9 +92,9 @@ func (s Sequence) room() int64 {
 	var room uint64 // differences of int64 fit in
 	switch {
 	case s.Increment > 0 && s.Max > s.LastValue:
-		room = (uint64(s.Max) - uint64(s.LastValue)) / uint64(s.Increment) //nolint:gosec // modulo 2^64, as intended
+		room = (uint64(s.Max) - uint64(s.LastValue)) / uint64(s.Increment)
 	case s.Increment < 0 && s.LastValue > s.Min:
-		room = (uint64(s.LastValue) - uint64(s.Min)) / -uint64(s.Increment) //nolint:gosec // modulo 2^64, as intended
+		room = (uint64(s.LastValue) - uint64(s.Min)) / -uint64(s.Increment)
 	}
-	return int64(min(room, math.MaxInt64)) //nolint:gosec // bounded
+	return int64(min(room, math.MaxInt64))
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// locksAtOnce is how many relations one transaction of ours locks at most where it is free to choose. Each lock takes an entry of a table that all
-// sessions of the server share, and that holds 1,600 on a small server (64 × 25 connections): when it is full, the application's statements fail.
+// locksAtOnce is how many relations one transaction of ours locks at most where it is free to choose. Each lock takes
+// an entry of a table that all sessions of the server share, and that holds 1,600 on a small server (64 × 25
+// connections): when it is full, the application's statements fail.
 const locksAtOnce = 200
 
 // listSequences lists the sequences of users with their definitions. It locks none of them.
@@ -29,8 +30,9 @@ func listSequences(ctx context.Context, q querier) ([]Sequence, error) {
 	})
 }
 
-// Sequences implements [Snapshot]. Sequences are outside of transactions: the result is their state now. They are read over a connection of their
-// own, in transactions that lock few of them each and in one round trip, however many there are.
+// Sequences implements [Snapshot]. Sequences are outside of transactions: the result is their state now. They are read
+// over a connection of their own, in transactions that lock few of them each and in one round trip, however many there
+// are.
 func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 	list, err := listSequences(ctx, s.conn)
 	if err != nil {
@@ -41,10 +43,9 @@ func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 	}
 	var script strings.Builder
 	for i, q := range list {
-		switch {
-		case i%locksAtOnce == 0:
+		if i%locksAtOnce == 0 {
 			script.WriteString("BEGIN READ ONLY; ")
-		default:
+		} else {
 			script.WriteString(" UNION ALL ")
 		}
 		fmt.Fprintf(&script, "SELECT %d, last_value, is_called FROM %s", i, q.Ident())
@@ -67,8 +68,9 @@ func (s *herokuSnapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 	return list, nil
 }
 
-// setSequences sets sequences of one side to their values and margins, in transactions that lock few of them each and in one round trip. guard is
-// the statement that fails unless this process may: it comes first in each transaction, since what setval does is not rolled back.
+// setSequences sets sequences of one side to their values and margins, in transactions that lock few of them each and
+// in one round trip. guard is the statement that fails unless this process may: it comes first in each transaction,
+// since what setval does is not rolled back.
 func setSequences(ctx context.Context, pool *pgxpool.Pool, guard string, sequences []Sequence) error {
 	if len(sequences) == 0 {
 		return nil
@@ -81,15 +83,18 @@ func setSequences(ctx context.Context, pool *pgxpool.Pool, guard string, sequenc
 			SELECT count(setval(q.seqrelid::regclass, CASE
 				WHEN s.margin = 0 THEN s.value
 				WHEN q.seqincrement > 0 THEN least(s.value::numeric + s.margin::numeric * q.seqincrement, q.seqmax)
-				ELSE greatest(s.value::numeric + s.margin::numeric * q.seqincrement, q.seqmin) END::int8, s.called OR s.margin > 0))
+				ELSE greatest(s.value::numeric + s.margin::numeric * q.seqincrement, q.seqmin) END::int8, s.called OR
+				s.margin > 0))
 			FROM (VALUES `)
 		for i, s := range rest[:n] {
 			if i > 0 {
 				script.WriteString(", ")
 			}
-			fmt.Fprintf(&script, "(%s, int8 '%d', %t, int8 '%d')", quoteLiteral(s.Ident()), s.LastValue, s.IsCalled, s.Margin)
+			fmt.Fprintf(&script, "(%s, int8 '%d', %t, int8 '%d')", quoteLiteral(s.Ident()), s.LastValue, s.IsCalled,
+				s.Margin)
 		}
-		script.WriteString(") AS s(name, value, called, margin) JOIN pg_sequence q ON q.seqrelid = to_regclass(s.name); COMMIT;\n")
+		script.WriteString(") AS s(name, value, called, margin) JOIN pg_sequence q ON q.seqrelid = " +
+			"to_regclass(s.name); COMMIT;\n")
 		rest = rest[n:]
 	}
 	set, guards := 0, 0
@@ -110,8 +115,8 @@ func setSequences(ctx context.Context, pool *pgxpool.Pool, guard string, sequenc
 	return nil
 }
 
-// runScript sends several transactions as one message and hands over each row. After a failure the connection is closed, with the transaction that
-// it is in.
+// runScript sends several transactions as one message and hands over each row. After a failure the connection is
+// closed, with the transaction that it is in.
 func runScript(ctx context.Context, pool *pgxpool.Pool, script string, row func([][]byte) error) error {
 	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		results, err := readAll(conn.Conn().PgConn().Exec(ctx, script))
@@ -139,7 +144,8 @@ func (h *Heroku) SetSequences(ctx context.Context, sequences []Sequence) error {
 		return ErrNotLeader
 	}
 	err := setSequences(ctx, h.pool, fmt.Sprintf(
-		`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.migration WHERE id = %s AND epoch = %d FOR SHARE) AS mine`,
+		`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.migration WHERE id = %s AND epoch = %d FOR SHARE) AS
+			mine`,
 		quoteLiteral(claim.Migration), claim.Epoch), sequences)
 	if sqlState(err) == divisionByZero {
 		return ErrLostLead
@@ -150,7 +156,8 @@ func (h *Heroku) SetSequences(ctx context.Context, sequences []Sequence) error {
 // setSequences is the target's part. Until the switch is committed nobody draws from them, so they may be set before.
 func (p *PlanetScale) setSequences(ctx context.Context, sequences []Sequence) error {
 	err := setSequences(ctx, p.pool, fmt.Sprintf(
-		`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = %d FOR SHARE) AS mine`, p.journal.epoch.Load()), sequences)
+		`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = %d FOR SHARE) AS
+			mine`, p.journal.epoch.Load()), sequences)
 	if sqlState(err) == divisionByZero {
 		return ErrLostLead
 	}

@@ -46,17 +46,20 @@ func drawing(t *testing.T, db *pgtest.Database, sequences ...string) (stop func(
 	}
 }
 
-// nextval is no write to a table, so no fence stops a client that draws numbers on the side that was left, in a switch as in a revert: no number
-// may be drawn twice. Hundreds of sequences are carried over, each with what is its own.
+// nextval is no write to a table, so no fence stops a client that draws numbers on the side that was left, in a switch
+// as in a revert: no number may be drawn twice. Hundreds of sequences are carried over, each with what is its own.
 func TestSequencesDrawnThroughTheSwitch(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	p.sql(t, `CREATE TABLE t (id int PRIMARY KEY)`, `INSERT INTO t VALUES (1)`,
 		`CREATE SEQUENCE up`, `CREATE SEQUENCE down INCREMENT -3 START -1`, `CREATE SEQUENCE cached CACHE 50`,
-		`CREATE SEQUENCE small AS smallint`, `SELECT setval('small', 32000)`, `CREATE SEQUENCE wheel MAXVALUE 12 CYCLE`, `SELECT setval('wheel', 12)`,
-		`CREATE SEQUENCE full_up MAXVALUE 10`, `SELECT setval('full_up', 10)`, `CREATE SEQUENCE huge START 9223372036854775806`, `SELECT nextval('huge')`,
+		`CREATE SEQUENCE small AS smallint`, `SELECT setval('small', 32000)`, `CREATE SEQUENCE wheel MAXVALUE 12
+			CYCLE`, `SELECT setval('wheel', 12)`,
+		`CREATE SEQUENCE full_up MAXVALUE 10`, `SELECT setval('full_up', 10)`, `CREATE SEQUENCE huge START
+			9223372036854775806`, `SELECT nextval('huge')`,
 		`CREATE SEQUENCE unused START 42`, `CREATE SEQUENCE restarted`, `SELECT setval('restarted', 77, false)`,
-		`DO $$ BEGIN FOR i IN 1..450 LOOP EXECUTE format('CREATE SEQUENCE many_%s START %s', i, i); PERFORM nextval('many_' || i); END LOOP; END $$`)
+		`DO $$ BEGIN FOR i IN 1..450 LOOP EXECUTE format('CREATE SEQUENCE many_%s START %s', i, i); PERFORM
+			nextval('many_' || i); END LOOP; END $$`)
 	m := p.migrator(t, func(c *migrator.Config) { c.Cutover.SequenceMargin = 0 })
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	drawn := []string{"up", "down", "cached"}
@@ -79,7 +82,8 @@ func TestSequencesDrawnThroughTheSwitch(t *testing.T) {
 			}
 		}
 		c := step.next.Connect(t)
-		require.Less(t, count(t, c, `SELECT last_value FROM small`), int64(32767-500), "a sequence near its end stays usable")
+		require.Less(t, count(t, c, `SELECT last_value FROM small`), int64(32767-500),
+			"a sequence near its end stays usable")
 		require.EqualValues(t, 42, count(t, c, `SELECT nextval('unused')`), "nobody has ever drawn from it")
 		execute(t, c, `SELECT setval('unused', 42, false)`)
 		require.EqualValues(t, 77, count(t, c, `SELECT last_value FROM restarted WHERE NOT is_called`))
@@ -87,7 +91,8 @@ func TestSequencesDrawnThroughTheSwitch(t *testing.T) {
 			require.Equal(t, want, count(t, c, `SELECT last_value FROM `+q), q)
 		}
 		require.EqualValues(t, 450, count(t, c, fmt.Sprintf(`
-			SELECT count(*) FROM pg_sequences WHERE sequencename LIKE 'many\_%%' AND last_value = start_value + %d`, map[migrator.CommandName]int{
+			SELECT count(*) FROM pg_sequences WHERE sequencename LIKE 'many\_%%' AND last_value = start_value +
+			%d`, map[migrator.CommandName]int{
 			migrator.CommandSwitch: 1000, migrator.CommandRevert: 2000}[step.command])))
 	}
 	s, err := m.Status(t.Context())

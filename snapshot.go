@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// herokuSnapshot is a REPEATABLE READ transaction on the source; on the way back, on the target. It is READ ONLY, but where
-// changes are decoded (see snapshotlate.go).
+// herokuSnapshot is a REPEATABLE READ transaction on the source; on the way back, on the target. It is READ ONLY, but
+// where changes are decoded (see snapshotlate.go).
 type herokuSnapshot struct {
 	conn    *pgxpool.Conn
 	pos     Position
@@ -89,8 +89,12 @@ func (s *herokuSnapshot) begin(ctx context.Context, ours string) error {
 	}
 	batch.Queue(`
 		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
-		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8, pg_current_wal_insert_lsn()::text`).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline, &s.written) })
+		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8,
+		pg_current_wal_insert_lsn()::text`).
+		QueryRow(func(row pgx.Row) error {
+			return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline,
+				&s.written)
+		})
 	batch.Queue(ours).QueryRow(func(row pgx.Row) error {
 		var text, slot string
 		if err := row.Scan(&text, &slot); err != nil {
@@ -152,7 +156,8 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	// a snapshot from before a rewrite can see an empty table in a new file.
 	results, err := readAll(s.conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY %s IN ACCESS SHARE MODE;
 		SELECT pg_relation_filenode(oid) = %[2]d AND relfilenode = %[2]d FROM pg_class WHERE oid = %[3]d;
-		SELECT EXISTS (SELECT 1 FROM %[4]s AS l), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid = %[5]d), false);
+		SELECT EXISTS (SELECT 1 FROM %[4]s AS l), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid =
+		%[5]d), false);
 		%[6]s;
 		SELECT to_regclass(%[7]s)::oid = %[3]d;
 		SET LOCAL enable_nestloop = off`, // the log has no statistics: never look it up row by row
@@ -175,7 +180,8 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	}
 	where := []string{"true"}
 	if isTrue(2, 0) { // else nothing is in the log of this snapshot, and there is nothing to leave out
-		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, s.log(t), matchKey(t, ops, "l.", "t.")))
+		where = append(where, fmt.Sprintf(`NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s)`, s.log(t), matchKey(t, ops,
+			"l.", "t.")))
 	}
 	if c.From > 0 {
 		where = append(where, fmt.Sprintf(`t.ctid >= '(%d,0)'::tid`, c.From))
@@ -183,7 +189,8 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	if c.To >= 0 {
 		where = append(where, fmt.Sprintf(`t.ctid < '(%d,0)'::tid`, c.To))
 	}
-	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT %s)`,
+	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT
+		%s)`,
 		t.copied("t."), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)
 	if err == nil {
 		err = s.durable(ctx)
@@ -216,7 +223,8 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 			ids[i] = t.ID
 		}
 		var trimmed bool
-		if err := s.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = ANY ($1::oid[]) AND trimmed)`, ids).Scan(&trimmed); err != nil {
+		if err := s.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = ANY
+			($1::oid[]) AND trimmed)`, ids).Scan(&trimmed); err != nil {
 			return nil, fmt.Errorf("read what was trimmed: %w", err)
 		}
 		if trimmed {
@@ -235,7 +243,8 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 		if !nonEmpty[t.ID] {
 			continue
 		}
-		counts = append(counts, fmt.Sprintf(`SELECT %d, (SELECT count(*) FROM %s AS l WHERE %s)`, i, s.log(t), unseen(since, "l.heroku_migrator_xid")))
+		counts = append(counts, fmt.Sprintf(`SELECT %d, (SELECT count(*) FROM %s AS l WHERE %s)`, i, s.log(t),
+			unseen(since, "l.heroku_migrator_xid")))
 	}
 	changes := make([]Change, len(tables))
 	if len(counts) > 0 {
@@ -280,7 +289,8 @@ func (s *herokuSnapshot) truncations(ctx context.Context, tables []*Table, since
 	}
 	rows, err := from.Query(ctx, `
 		SELECT DISTINCT n.nspname, c.relname FROM heroku_migrator.truncated t
-		JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE `+unseen(since, "t.xid")+seen)
+		JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE `+unseen(since,
+		"t.xid")+seen)
 	if err != nil {
 		return err
 	}
@@ -302,8 +312,8 @@ func (s *herokuSnapshot) truncations(ctx context.Context, tables []*Table, since
 	return nil
 }
 
-// nonEmptyLogs leaves out the logs whose files are empty: what this snapshot sees cannot have been vacuumed away, so it sees
-// nothing in them. That keeps the cost of hundreds of tables in which nothing happens near zero.
+// nonEmptyLogs leaves out the logs whose files are empty: what this snapshot sees cannot have been vacuumed away, so it
+// sees nothing in them. That keeps the cost of hundreds of tables in which nothing happens near zero.
 func (s *herokuSnapshot) nonEmptyLogs(ctx context.Context, tables []*Table) (map[uint32]bool, error) {
 	ids, names := make([]int64, len(tables)), make([]string, len(tables))
 	for i, t := range tables {
@@ -311,7 +321,8 @@ func (s *herokuSnapshot) nonEmptyLogs(ctx context.Context, tables []*Table) (map
 	}
 	rows, err := s.conn.Query(ctx, `
 		SELECT t.id FROM unnest($1::int8[], $2::text[]) AS t(id, log)
-		WHERE pg_relation_size(to_regclass(t.log)) IS DISTINCT FROM 0`, ids, names) // one that is missing is not passed over
+		WHERE pg_relation_size(to_regclass(t.log)) IS DISTINCT FROM
+		0`, ids, names) // one that is missing is not passed over
 	if err != nil {
 		return nil, err
 	}
@@ -323,8 +334,8 @@ func (s *herokuSnapshot) nonEmptyLogs(ctx context.Context, tables []*Table) (map
 	return nonEmpty, err
 }
 
-// Hold implements [Snapshot]. Some rewrites (ALTER TABLE) and TRUNCATE show an empty table to older snapshots. The catalog read as
-// a table tells the file at the snapshot; pg_relation_filenode, the one now.
+// Hold implements [Snapshot]. Some rewrites (ALTER TABLE) and TRUNCATE show an empty table to older snapshots. The
+// catalog read as a table tells the file at the snapshot; pg_relation_filenode, the one now.
 func (s *herokuSnapshot) Hold(ctx context.Context, tables []*Table) error {
 	if len(tables) == 0 {
 		return nil
@@ -343,8 +354,10 @@ func (s *herokuSnapshot) Hold(ctx context.Context, tables []*Table) error {
 	var gone bool
 	err := s.conn.QueryRow(ctx, `
 		SELECT (SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
-		        WHERE oid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)),
-		       EXISTS (SELECT 1 FROM unnest($1::text[]) AS n WHERE to_regclass(n) IS NULL)`, leaves).Scan(&rewritten, &gone)
+		        WHERE oid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n) AND relfilenode IS DISTINCT FROM
+		pg_relation_filenode(oid)),
+		       EXISTS (SELECT 1 FROM unnest($1::text[]) AS n WHERE to_regclass(n) IS
+		NULL)`, leaves).Scan(&rewritten, &gone)
 	if err != nil {
 		return fmt.Errorf("hold the changed tables: %w", err)
 	}
@@ -381,7 +394,8 @@ func (s *herokuSnapshot) known(ctx context.Context, tables ...*Table) error {
 	return nil
 }
 
-// readAll reads all results; also the columns of those without rows, which [pgconn.MultiResultReader.ReadAll] leaves out.
+// readAll reads all results; also the columns of those without rows, which [pgconn.MultiResultReader.ReadAll] leaves
+// out.
 func readAll(r *pgconn.MultiResultReader) (results []*pgconn.Result, err error) {
 	for r.NextResult() {
 		columns := slices.Clone(r.ResultReader().FieldDescriptions())
@@ -392,8 +406,9 @@ func readAll(r *pgconn.MultiResultReader) (results []*pgconn.Result, err error) 
 	return results, r.Close()
 }
 
-// columnsNow is a query whose result has no rows, and the columns that the table of this name has now: names are resolved by the catalog as it
-// is, not as the snapshot shows it, and the lock may have waited for a transaction that gave them to others.
+// columnsNow is a query whose result has no rows, and the columns that the table of this name has now: names are
+// resolved by the catalog as it is, not as the snapshot shows it, and the lock may have waited for a transaction that
+// gave them to others.
 func columnsNow(t *Table) string { return `SELECT * FROM ONLY ` + t.Ident() + ` LIMIT 0` }
 
 // asKnown tells whether a result of columnsNow has the columns that are known, of the table that is known.
@@ -414,12 +429,14 @@ func unseen(since Position, xid string) string {
 		return "true"
 	}
 	// The comparison is cheap, and passes over most of a long log.
-	return fmt.Sprintf("(%[1]s >= '%[3]s'::xid8 AND NOT pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_snapshot))", xid, since.Snapshot, since.xmin())
+	return fmt.Sprintf("(%[1]s >= '%[3]s'::xid8 AND NOT pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_snapshot))", xid,
+		since.Snapshot, since.xmin())
 }
 
 // changedKeys is the query for the keys that changed since the position.
 func (s *herokuSnapshot) changedKeys(t *Table, since Position) string {
-	return fmt.Sprintf(`SELECT DISTINCT %s FROM %s AS l WHERE %s`, t.keyList(""), s.log(t), unseen(since, "heroku_migrator_xid"))
+	return fmt.Sprintf(`SELECT DISTINCT %s FROM %s AS l WHERE %s`, t.keyList(""), s.log(t), unseen(since,
+		"heroku_migrator_xid"))
 }
 
 // CopyKeys implements [Snapshot].
@@ -449,7 +466,8 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 		return 0, err
 	}
 	n, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`
-		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT (FORMAT %s)`,
+		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT
+		(FORMAT %s)`,
 		t.copied("r."), s.changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
 	if err != nil {
 		s.ops.forget()

@@ -28,8 +28,8 @@ type Source interface {
 	// Catalog lists the tables to be moved, with their keys, columns and sizes.
 	Catalog(ctx context.Context) (*Catalog, error)
 
-	// DumpSchema returns the definition of everything but the rows, in an order in which it can be created, and the fingerprint of the
-	// schema at the instant that they are of.
+	// DumpSchema returns the definition of everything but the rows, in an order in which it can be created, and the
+	// fingerprint of the schema at the instant that they are of.
 	DumpSchema(ctx context.Context) (objects []SchemaObject, fingerprint string, err error)
 
 	// Claim makes the migration known on the source and its epoch the only one that may change
@@ -47,13 +47,13 @@ type Capturer interface {
 	ChangeLog
 
 	// Capture makes every later change to the table leave its key in the table's change log (I1).
-	// It returns once that is committed. Where it is installed already, it makes sure that it knows the names of the key's columns. The
-	// returned error is [ErrBusy] when one attempt did not get its locks; attempts are short, so
+	// It returns once that is committed. Where it is installed already, it makes sure that it knows the names of the
+	// key's columns. The returned error is [ErrBusy] when one attempt did not get its locks; attempts are short, so
 	// that the application never waits long, and the caller repeats them.
 	Capture(ctx context.Context, table *Table) error
 
-	// Adopt takes up relations that have become partitions of a captured table: their TRUNCATE is captured from now on, and their
-	// rows come with the next round. It fails with [ErrBusy] as Capture does.
+	// Adopt takes up relations that have become partitions of a captured table: their TRUNCATE is captured from now on,
+	// and their rows come with the next round. It fails with [ErrBusy] as Capture does.
 	Adopt(ctx context.Context, table *Table, leaves []Relation) error
 
 	// Forget may drop the logs of those of the tables, by their OIDs, that are not there any more.
@@ -76,16 +76,16 @@ type ChangeLog interface {
 	// LogSize is how many bytes the log takes on disk.
 	LogSize(ctx context.Context) (int64, error)
 
-	// Resend has the next round send whole those of the tables whose log was trimmed, or all of them: their logs then say
-	// all there is to say about them, and may be read from any position.
+	// Resend has the next round send whole those of the tables whose log was trimmed, or all of them: their logs then
+	// say all there is to say about them, and may be read from any position.
 	Resend(ctx context.Context, tables []*Table, all bool) error
 }
 
 // Fencer keeps writers out: of the source in a switch, of the target in a revert.
 type Fencer interface {
 	// PrepareFence does what Fence needs and can be done before, while the application writes. It fails
-	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left. With Terminate, it ends the sessions
-	// of those that were open for the drain time.
+	// with [ErrBusy] if a transaction was in the way; repeated, it does what is left. With Terminate, it ends the
+	// sessions of those that were open for the drain time.
 	PrepareFence(ctx context.Context, tables []*Table, cfg FenceConfig) error
 
 	// Fence refuses every write to the tables from now on (I5), and returns when the last transaction
@@ -93,23 +93,25 @@ type Fencer interface {
 	// [ErrBusy], and the application writes as before (unless cfg.Keep is set), if a transaction did not end.
 	Fence(ctx context.Context, tables []*Table, cfg FenceConfig) error
 
-	// Writers names the transactions that have written to the tables and have been open for longer than age: they are in the
-	// way of Fence.
+	// Writers names the transactions that have written to the tables and have been open for longer than age: they are
+	// in the way of Fence.
 	Writers(ctx context.Context, tables []*Table, age time.Duration) ([]string, error)
 
 	// Unfence lets the application write again. It does nothing if there is no fence.
 	Unfence(ctx context.Context) error
 }
 
-// Returner is a source's part in the way back: behind its fence, it takes what is written on the target after the switch.
+// Returner is a source's part in the way back: behind its fence, it takes what is written on the target after the
+// switch.
 type Returner interface {
-	// OpenWayBack makes the fenced source take rows as they come: triggers and rules of users are silent, foreign keys are
-	// looked at when a transaction ends, and what is written is not captured. number tells one switch from the next: a new one begins at
-	// the zero position. It fails with [ErrBusy] as Capture does; repeated, it does what is left.
+	// OpenWayBack makes the fenced source take rows as they come: triggers and rules of users are silent, foreign keys
+	// are looked at when a transaction ends, and what is written is not captured. number tells one switch from the
+	// next: a new one begins at the zero position. It fails with [ErrBusy] as Capture does; repeated, it does what is
+	// left.
 	OpenWayBack(ctx context.Context, tables []*Table, number int64) error
 
-	// WayBackPosition is the position on the target up to which changes were applied here; the zero position, if that was on
-	// another server, before a failover.
+	// WayBackPosition is the position on the target up to which changes were applied here; the zero position, if that
+	// was on another server, before a failover.
 	WayBackPosition(ctx context.Context) (Position, error)
 
 	// ApplyBack brings the tables of a round to the state of the target's snapshot and commits that together with the
@@ -156,17 +158,17 @@ type Snapshot interface {
 	Fingerprint(ctx context.Context) (string, error)
 
 	// CopyChunk writes the chunk's rows, in the COPY format of table.Format with the columns of table.Columns
-	// that are not generated, but for those whose key is in the change log. It fails with [ErrRewritten] when the relation was
-	// rewritten since the chunk was planned.
+	// that are not generated, but for those whose key is in the change log. It fails with [ErrRewritten] when the
+	// relation was rewritten since the chunk was planned.
 	CopyChunk(ctx context.Context, table *Table, chunk *Chunk, w io.Writer) (rows int64, err error)
 
-	// Hold locks the tables against being rewritten or emptied until the snapshot is closed. It fails with [ErrRewritten] when
-	// one of them was since the snapshot was taken.
+	// Hold locks the tables against being rewritten or emptied until the snapshot is closed. It fails with
+	// [ErrRewritten] when one of them was since the snapshot was taken.
 	Hold(ctx context.Context, tables []*Table) error
 
 	// Changes tells which of the tables have changes that are visible here and were not visible at
-	// the position given (the zero position: since capture), and holds these tables. When that fails with [ErrRewritten], they
-	// are returned nevertheless.
+	// the position given (the zero position: since capture), and holds these tables. When that fails with
+	// [ErrRewritten], they are returned nevertheless.
 	Changes(ctx context.Context, tables []*Table, since Position) ([]Change, error)
 
 	// CopyKeys writes the keys of these changes, each once, in COPY text format. For a table without a key: the
@@ -201,7 +203,8 @@ type Extras interface {
 	ExtensionTables(ctx context.Context) ([]ExtensionTable, error)
 
 	// CopyExtensionTable writes these columns of the users' rows, in COPY text format.
-	CopyExtensionTable(ctx context.Context, table *ExtensionTable, columns []string, w io.Writer) (rows int64, err error)
+	CopyExtensionTable(ctx context.Context, table *ExtensionTable, columns []string, w io.Writer) (rows int64,
+		err error)
 }
 
 // Identity is what a server says of itself.
@@ -323,7 +326,8 @@ type Column struct {
 
 // same tells whether two columns hold the same values.
 func (c Column) same(o Column) bool {
-	return c.Name == o.Name && c.Type == o.Type && c.NotNull == o.NotNull && c.Generated == o.Generated && c.Num == o.Num
+	return c.Name == o.Name && c.Type == o.Type && c.NotNull == o.NotNull && c.Generated == o.Generated &&
+		c.Num == o.Num
 }
 
 // Format is the COPY format of the table's rows: binary where that is safe for every column, else text.
@@ -365,8 +369,8 @@ func (t *Table) copied(prefix string) string {
 	return strings.Join(b, ", ")
 }
 
-// copiedList is the list of columns for COPY. It is empty where all are generated: SQL cannot write a list of none, and without one COPY means all
-// that are not generated.
+// copiedList is the list of columns for COPY. It is empty where all are generated: SQL cannot write a list of none, and
+// without one COPY means all that are not generated.
 func (t *Table) copiedList() string {
 	columns := t.copied("")
 	if columns == "" {

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The source's part in the way back: behind its fence, it is made ready to take rows as they come, and put back exactly as it was. What
-// takes the rows is applyback.go. See ARCHITECTURE.md, Way back.
+// The source's part in the way back: behind its fence, it is made ready to take rows as they come, and put back exactly
+// as it was. What takes the rows is applyback.go. See ARCHITECTURE.md, Way back.
 
 // silenced is a trigger, a rule or a foreign key, and its state before the way back was opened.
 type silenced struct {
@@ -25,7 +25,8 @@ var enabling = map[string]string{"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENAB
 // silence and restore are the statements for both ways.
 func (s silenced) silence() string {
 	if s.kind == "CONSTRAINT" {
-		return fmt.Sprintf(`ALTER TABLE %s ALTER CONSTRAINT %s DEFERRABLE INITIALLY DEFERRED;`, s.Ident(), quoteName(s.name))
+		return fmt.Sprintf(`ALTER TABLE %s ALTER CONSTRAINT %s DEFERRABLE INITIALLY DEFERRED;`, s.Ident(),
+			quoteName(s.name))
 	}
 	return fmt.Sprintf(`ALTER TABLE ONLY %s DISABLE %s %s;`, s.Ident(), s.kind, quoteName(s.name))
 }
@@ -40,9 +41,9 @@ func (s silenced) restore() string {
 	return fmt.Sprintf(`ALTER TABLE ONLY %s %s %s %s;`, s.Ident(), enabling[s.state], s.kind, quoteName(s.name))
 }
 
-// loudSQL lists what would act on the rows that come back: triggers (ours that capture too, since behind the fence nobody else
-// writes), rules, and foreign keys that are looked at before the transaction ends. Each is to be silenced on its relation alone,
-// but for a foreign key of a partitioned table, which its partitions follow.
+// loudSQL lists what would act on the rows that come back: triggers (ours that capture too, since behind the fence
+// nobody else writes), rules, and foreign keys that are looked at before the transaction ends. Each is to be silenced
+// on its relation alone, but for a foreign key of a partitioned table, which its partitions follow.
 const loudSQL = `
 	SELECT c.oid, n.nspname, c.relname, x.kind, x.name, x.state FROM (
 		SELECT tgrelid AS relid, 'TRIGGER' AS kind, tgname::text AS name, tgenabled::text AS state FROM pg_trigger
@@ -50,11 +51,13 @@ const loudSQL = `
 		UNION ALL
 		SELECT ev_class, 'RULE', rulename, ev_enabled::text FROM pg_rewrite WHERE ev_type <> '1' AND ev_enabled <> 'D'
 		UNION ALL
-		SELECT conrelid, 'CONSTRAINT', conname, CASE WHEN condeferrable THEN 'DEFERRABLE INITIALLY IMMEDIATE' ELSE 'NOT DEFERRABLE' END
+		SELECT conrelid, 'CONSTRAINT', conname, CASE WHEN condeferrable THEN 'DEFERRABLE INITIALLY IMMEDIATE' ELSE
+		'NOT DEFERRABLE' END
 		FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND NOT condeferred) AS x
 	JOIN pg_class c ON c.oid = x.relid JOIN pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.relkind IN ('r', 'p') AND c.oid IN (
-		SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p)
+		SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL
+		pg_partition_tree(t.oid) AS p)
 	ORDER BY 1`
 
 func listSilenced(ctx context.Context, q querier, sql string, args ...any) ([]silenced, error) {
@@ -71,7 +74,8 @@ func listSilenced(ctx context.Context, q querier, sql string, args ...any) ([]si
 // OpenWayBack implements [Source]. What is recorded and what is done are one transaction, relation by relation.
 func (h *Heroku) OpenWayBack(ctx context.Context, tables []*Table, number int64) error {
 	err := h.change(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET way_back = '', way_back_of = $1 WHERE way_back_of <> $1`, number)
+		_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET way_back = '', way_back_of = $1 WHERE way_back_of
+			<> $1`, number)
 		return err
 	})
 	if err != nil {
@@ -86,7 +90,8 @@ func (h *Heroku) OpenWayBack(ctx context.Context, tables []*Table, number int64)
 		return fmt.Errorf("open the way back: %w", err)
 	}
 	return h.alterEach(ctx, "open the way back", loud, func(s silenced) string {
-		return s.silence() + fmt.Sprintf(`INSERT INTO heroku_migrator.silenced (relid, kind, name, state) VALUES (%d, '%s', %s, '%s');`, s.ID, s.kind, quoteLiteral(s.name), s.state)
+		return s.silence() + fmt.Sprintf(`INSERT INTO heroku_migrator.silenced (relid, kind, name, state) VALUES (%d,
+			'%s', %s, '%s');`, s.ID, s.kind, quoteLiteral(s.name), s.state)
 	})
 }
 
@@ -99,7 +104,8 @@ type alterEach = func(ctx context.Context, what string, list []silenced, stateme
 
 func closeWayBack(ctx context.Context, q querier, alter alterEach) error {
 	var exists bool
-	if err := q.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.silenced') IS NOT NULL`).Scan(&exists); err != nil || !exists {
+	if err := q.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.silenced') IS NOT
+		NULL`).Scan(&exists); err != nil || !exists {
 		return err
 	}
 	// What somebody dropped meanwhile is not put back.
@@ -110,7 +116,8 @@ func closeWayBack(ctx context.Context, q querier, alter alterEach) error {
 		   OR EXISTS (SELECT 1 FROM pg_rewrite WHERE kind = 'RULE' AND ev_class = s.relid AND rulename = s.name)
 		   OR EXISTS (SELECT 1 FROM pg_constraint WHERE kind = 'CONSTRAINT' AND conrelid = s.relid AND conname = s.name)
 		UNION ALL
-		SELECT c.oid, n.nspname, c.relname, 'INDEX', i.relname, '' FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+		SELECT c.oid, n.nspname, c.relname, 'INDEX', i.relname, '' FROM pg_index x JOIN pg_class i ON i.oid =
+		x.indexrelid
 		JOIN pg_class c ON c.oid = x.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE i.relname LIKE 'heroku\_migrator\_image\_%' AND i.relkind IN ('i', 'I') AND NOT i.relispartition
 		ORDER BY 1`)
@@ -118,7 +125,8 @@ func closeWayBack(ctx context.Context, q querier, alter alterEach) error {
 		return fmt.Errorf("close the way back: %w", err)
 	}
 	return alter(ctx, "close the way back", list, func(s silenced) string {
-		return s.restore() + fmt.Sprintf(`DELETE FROM heroku_migrator.silenced WHERE relid = %d AND kind = '%s' AND name = %s;`, s.ID, s.kind, quoteLiteral(s.name))
+		return s.restore() + fmt.Sprintf(`DELETE FROM heroku_migrator.silenced WHERE relid = %d AND kind = '%s' AND name
+			= %s;`, s.ID, s.kind, quoteLiteral(s.name))
 	})
 }
 
@@ -126,9 +134,10 @@ func (h *Heroku) alterEach(ctx context.Context, what string, list []silenced, st
 	return alterRelations(ctx, h.change, what, list, statement)
 }
 
-// alterRelations takes each relation's lock in an attempt of its own, which gives up soon: nobody writes, but the old application
-// may read.
-func alterRelations(ctx context.Context, change beginner, what string, list []silenced, statement func(silenced) string) error {
+// alterRelations takes each relation's lock in an attempt of its own, which gives up soon: nobody writes, but the old
+// application may read.
+func alterRelations(ctx context.Context, change beginner, what string, list []silenced,
+	statement func(silenced) string) error {
 	for len(list) > 0 {
 		n := slices.IndexFunc(list, func(s silenced) bool { return s.ID != list[0].ID })
 		if n < 0 {
@@ -142,7 +151,10 @@ func alterRelations(ctx context.Context, change beginner, what string, list []si
 			}
 			script.WriteString(statement(s))
 		}
-		err := change(ctx, func(tx pgx.Tx) error { return lock(ctx, tx, "ONLY "+list[0].Ident(), mode, script.String()) })
+		err := change(ctx, func(tx pgx.Tx) error {
+			return lock(ctx, tx, "ONLY "+list[0].Ident(), mode,
+				script.String())
+		})
 		if errors.Is(err, ErrBusy) {
 			return fmt.Errorf("%s: %s: %w", what, list[0].Relation, ErrBusy)
 		}
@@ -155,12 +167,14 @@ func alterRelations(ctx context.Context, change beginner, what string, list []si
 }
 
 // thisServer tells one server, and one timeline of it, from another.
-const thisServer = `(SELECT system_identifier::text FROM pg_control_system()) || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
+const thisServer = `(SELECT system_identifier::text FROM pg_control_system()) || '/' ||
+	substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 
 // WayBackPosition implements [Source].
 func (h *Heroku) WayBackPosition(ctx context.Context) (Position, error) {
 	var text string
-	if err := h.pool.QueryRow(ctx, `SELECT CASE WHEN way_back_on = `+thisServer+` THEN way_back ELSE '' END FROM heroku_migrator.migration`).Scan(&text); err != nil {
+	if err := h.pool.QueryRow(ctx, `SELECT CASE WHEN way_back_on = `+thisServer+` THEN way_back ELSE '' END FROM
+		heroku_migrator.migration`).Scan(&text); err != nil {
 		return Position{}, fmt.Errorf("read the position of the way back: %w", err)
 	}
 	return ParsePosition(text)

@@ -47,12 +47,12 @@ type Giver interface {
 	ChangeLog
 	Fencer
 
-	// SchemaSinceSwitch tells what has changed in the target's schema since the switch: differ is what keeps rows from going
-	// back, ignored what was added and is not carried back.
+	// SchemaSinceSwitch tells what has changed in the target's schema since the switch: differ is what keeps rows from
+	// going back, ignored what was added and is not carried back.
 	SchemaSinceSwitch(ctx context.Context, tables []*Table) (differ, ignored []string, err error)
 
-	// ResendRewritten has the next round send whole those tables that were rewritten (ALTER TABLE … USING, VACUUM FULL) since the
-	// switch or since this was last called: that fires no trigger, and may change values.
+	// ResendRewritten has the next round send whole those tables that were rewritten (ALTER TABLE … USING, VACUUM
+	// FULL) since the switch or since this was last called: that fires no trigger, and may change values.
 	ResendRewritten(ctx context.Context, tables []*Table) error
 }
 
@@ -82,10 +82,11 @@ type Switcher interface {
 	// PrepareSwitch does what Switch needs and can be done while changes are still applied. Repeated, it
 	// does what is left. Keys of rows that were written on the target since an earlier switch was reverted
 	// are handed to touch.
-	PrepareSwitch(ctx context.Context, tables []*Table, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
+	PrepareSwitch(ctx context.Context, tables []*Table, touch func(ctx context.Context, table *Table, keys io.Reader,
+		all bool) error) error
 
-	// ForgetWrites takes back what of PrepareSwitch costs the target something while no switch is under way: a replication slot. It does
-	// nothing where there is none.
+	// ForgetWrites takes back what of PrepareSwitch costs the target something while no switch is under way: a
+	// replication slot. It does nothing where there is none.
 	ForgetWrites(ctx context.Context) error
 
 	// Switch makes the target complete: sequences, what could not be created before, rows of users in tables of
@@ -95,7 +96,8 @@ type Switcher interface {
 	// Revert takes back what Switch did and sets the phase replicating, in one transaction that locks
 	// out writers. Keys of rows that were written since the switch are first handed to touch, table by
 	// table; if there are any and force is false, it fails with a [*RefusedError].
-	Revert(ctx context.Context, tables []*Table, force bool, touch func(ctx context.Context, table *Table, keys io.Reader, all bool) error) error
+	Revert(ctx context.Context, tables []*Table, force bool, touch func(ctx context.Context, table *Table,
+		keys io.Reader, all bool) error) error
 }
 
 // ReadChunk writes the chunk's rows in the COPY format of table.Format and returns their number.

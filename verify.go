@@ -86,11 +86,12 @@ type Verification struct {
 	Resent bool `json:"resent,omitempty"`
 }
 
-// VerifyOnline compares every row of every table, by content, while the application writes: table by table, a round brings the target to
-// a snapshot of the source, and both are summed up as they are there. Changes of other tables wait meanwhile, and the snapshot is held for
-// as long as the table takes to be read. With resend, tables that differ are sent whole by the next round. The phase must be replicating, and
-// no other rounds may be under way.
-func VerifyOnline(ctx context.Context, src Source, dst Target, resend bool, onTable func(table *Table, rows int64, differs bool)) (*Verification, error) {
+// VerifyOnline compares every row of every table, by content, while the application writes: table by table, a round
+// brings the target to a snapshot of the source, and both are summed up as they are there. Changes of other tables wait
+// meanwhile, and the snapshot is held for as long as the table takes to be read. With resend, tables that differ are
+// sent whole by the next round. The phase must be replicating, and no other rounds may be under way.
+func VerifyOnline(ctx context.Context, src Source, dst Target, resend bool, onTable func(table *Table, rows int64,
+	differs bool)) (*Verification, error) {
 	r, err := newReplicator(ctx, src, dst, ReplicateConfig{})
 	if err != nil {
 		return nil, err
@@ -155,12 +156,15 @@ func (m *Migrator) verify(ctx context.Context, resend bool) (string, error) {
 		return "", err
 	}
 	if len(v.Differences) == 0 {
-		return fmt.Sprintf("%s in %s are the same on both sides", counted(v.Rows, "row"), counted(int64(v.Tables), "table")), nil
+		return fmt.Sprintf("%s in %s are the same on both sides", counted(v.Rows, "row"), counted(int64(v.Tables),
+			"table")), nil
 	}
 	if v.Resent {
-		return fmt.Sprintf("%d of %s differed, and are sent whole now: %s. Verify again", len(v.Differences), counted(int64(v.Tables), "table"), strings.Join(v.Differences, "; ")), nil
+		return fmt.Sprintf("%d of %s differed, and are sent whole now: %s. Verify again", len(v.Differences),
+			counted(int64(v.Tables), "table"), strings.Join(v.Differences, "; ")), nil
 	}
-	return "", fmt.Errorf("%d of %s differ: %s. Verify with force to have them sent whole", len(v.Differences), counted(int64(v.Tables), "table"), strings.Join(v.Differences, "; "))
+	return "", fmt.Errorf("%d of %s differ: %s. Verify with force to have them sent whole", len(v.Differences),
+		counted(int64(v.Tables), "table"), strings.Join(v.Differences, "; "))
 }
 
 // closeSnapshot ends a snapshot whatever became of the context. A connection that is broken is thrown away
@@ -194,7 +198,8 @@ func digested(c Column) string {
 	case "bytea":
 		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN sha256(%[1]s) ELSE %[1]s END", v, longValue)
 	case "text", "character varying":
-		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN encode(sha256(convert_to(%[1]s, 'UTF8')), 'hex') ELSE %[1]s END", v, longValue)
+		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN encode(sha256(convert_to(%[1]s, 'UTF8')), "+
+			"'hex') ELSE %[1]s END", v, longValue)
 	default:
 		return v
 	}

@@ -67,7 +67,8 @@ func readConfig(get func(string) string) *config {
 	for _, origin := range c.origins {
 		u, err := url.Parse(origin)
 		if err != nil || u.Host == "" || origin != u.Scheme+"://"+u.Host {
-			e.complain("TRUSTED_ORIGINS", "has an entry that is not like https://admin.example.com", "Correct it, or remove it.")
+			e.complain("TRUSTED_ORIGINS", "has an entry that is not like https://admin.example.com",
+				"Correct it, or remove it.")
 			c.origins = nil
 			break
 		}
@@ -88,14 +89,17 @@ func readConfig(get func(string) string) *config {
 		Throttle:          migrator.ThrottleConfig{Off: e.yes("DISABLE_THROTTLE")},
 	}
 	c.indexes.Workers = int(e.number("INDEX_WORKERS", 1, mostWorkers))
-	c.schemaChanges = migrator.SchemaPolicy(e.choice("SCHEMA_CHANGES", string(migrator.SchemaForward), string(migrator.SchemaPause), string(migrator.SchemaFail)))
-	c.cutover.Writers = migrator.WriterPolicy(e.choice("SWITCH_WRITERS", string(migrator.WritersWait), string(migrator.WritersGiveUp), string(migrator.WritersTerminate)))
+	c.schemaChanges = migrator.SchemaPolicy(e.choice("SCHEMA_CHANGES", string(migrator.SchemaForward),
+		string(migrator.SchemaPause), string(migrator.SchemaFail)))
+	c.cutover.Writers = migrator.WriterPolicy(e.choice("SWITCH_WRITERS", string(migrator.WritersWait),
+		string(migrator.WritersGiveUp), string(migrator.WritersTerminate)))
 	c.cutover.SequenceMargin = e.number("SEQUENCE_MARGIN", 0, 1<<40)
 	if c.cutover.SequenceMargin == 0 && e.text("SEQUENCE_MARGIN") != "" {
 		c.cutover.SequenceMargin = -1 // exactly where they are
 	}
 	c.wayBack.Disabled = e.yes("DISABLE_WAY_BACK")
-	c.wayBackCapture = migrator.CaptureMethod(e.choice("WAY_BACK_CAPTURE", string(migrator.CaptureTriggers), string(migrator.CaptureDecoding)))
+	c.wayBackCapture = migrator.CaptureMethod(e.choice("WAY_BACK_CAPTURE", string(migrator.CaptureTriggers),
+		string(migrator.CaptureDecoding)))
 	c.pgDump = e.text("PG_DUMP")
 	if level := e.choice("LOG_LEVEL", "info", "debug", "warn", "error"); level != "" {
 		_ = c.level.UnmarshalText([]byte(level)) // one of these is right
@@ -121,7 +125,8 @@ func (c *config) databaseURL(e *environment, name, what string) string {
 		return ""
 	}
 	if direct, pooled := u.IsPlanetScalePooler(); pooled {
-		e.complain(name, "leads to PgBouncer (port 6432), and the migrator needs sessions of Postgres itself", "Use port 5432: "+direct+" (with the password).")
+		e.complain(name, "leads to PgBouncer (port 6432), and the migrator needs sessions of Postgres itself",
+			"Use port 5432: "+direct+" (with the password).")
 		return ""
 	}
 	return raw
@@ -149,23 +154,29 @@ func (c *config) found(log *slog.Logger, p problem) {
 // readHook reads what is to be done about the application at the switch.
 func (c *config) readHook(e *environment) {
 	c.hookCommand = strings.Fields(e.text("HOOK_COMMAND"))
-	c.app = herokuapp.Config{App: e.text("HEROKU_APP"), Token: e.secret("HEROKU_API_KEY"), URL: e.secret("APP_DATABASE_URL"), API: e.get("HEROKU_API_URL")}
+	c.app = herokuapp.Config{App: e.text("HEROKU_APP"), Token: e.secret("HEROKU_API_KEY"),
+		URL: e.secret("APP_DATABASE_URL"), API: e.get("HEROKU_API_URL")}
 	c.secrets = append(c.secrets, c.app.Token)
 	c.hide(c.app.URL)
 	switch {
 	case c.app.App == "":
 		return // the other two say nothing then
 	case len(c.hookCommand) > 0:
-		e.complain("HOOK_COMMAND", "and HEROKU_APP are both set, and only one of them can have its part in the switch", "Remove one of them.")
+		e.complain("HOOK_COMMAND", "and HEROKU_APP are both set, and only one of them can have its part in the switch",
+			"Remove one of them.")
 	case c.app.App == e.get("HEROKU_APP_NAME"):
-		e.complain("HEROKU_APP", "names this very app, which moves the database", "Set it to the app whose database is moved.")
+		e.complain("HEROKU_APP", "names this very app, which moves the database", "Set it to the app whose database "+
+			"is moved.")
 	case c.app.Token == "":
-		e.complain("HEROKU_API_KEY", "is not set, and HEROKU_APP needs it", "Set it to what this prints: heroku authorizations:create -s write-protected.")
+		e.complain("HEROKU_API_KEY", "is not set, and HEROKU_APP needs it", "Set it to what this prints: heroku "+
+			"authorizations:create -s write-protected.")
 	case c.app.URL == "":
-		e.complain("APP_DATABASE_URL", "is not set, and HEROKU_APP needs it", "Set it to the URL that the app is to have after the switch: PlanetScale's, with port 6432.")
+		e.complain("APP_DATABASE_URL", "is not set, and HEROKU_APP needs it", "Set it to the URL that the app is to "+
+			"have after the switch: PlanetScale's, with port 6432.")
 	default:
 		if _, err := herokuapp.Hook(c.app); err != nil {
-			e.complain("HEROKU_APP", "cannot be used: "+err.Error(), "Correct HEROKU_APP, HEROKU_API_KEY or APP_DATABASE_URL.")
+			e.complain("HEROKU_APP", "cannot be used: "+err.Error(), "Correct HEROKU_APP, HEROKU_API_KEY or "+
+				"APP_DATABASE_URL.")
 		}
 	}
 }

@@ -48,15 +48,16 @@ usage: heroku-migrate [flags] command [flags]
                           sessions pile up on the source, followers lag or a small query gets slow
   copy-worker             share the copy of a run that is alive elsewhere [--workers N, --max-mb N, --no-throttle]
   status [--watch]        phase, tables, bytes, rows, lag; --watch: every second, until interrupted
-  verify [--force]        in sync: compare every row while the application writes; --force sends tables that differ again
+  verify [--force]        in sync: compare every row while the application writes; --force sends tables again
+                          that differ
   pause, resume           stop and go on; changes are captured meanwhile
   switch [--force]        let the target take over: the source refuses writes
   revert [--force]        let the source take over again, with every row that was written on the target since the
                           switch; --force goes back even if such rows have to stay behind
       for run, switch and revert (the process that carries a command out counts: run, if one is alive):
       --writers POLICY    transactions that do not end in time for the switch: wait (default), give-up or terminate
-      --way-back METHOD   how what is written on the target after the switch is captured, to bring it back: triggers, decoding
-                          (logical) or off (default: decoding where a slot cannot fill the disk, else triggers)
+      --way-back METHOD   how what is written on the target after the switch is captured, to bring it back: triggers,
+                          decoding (logical) or off (default: decoding where a slot cannot fill the disk, else triggers)
       --capture METHOD    how changes on the source are captured: triggers (default) or decoding, not on Heroku
       --sequence-margin N set sequences N steps beyond where they are on the side that is left, or 0: exactly there
                           (default: by the rate seen, at least 1000 steps, at most a tenth of the numbers left)
@@ -128,7 +129,8 @@ func (e usageError) Error() string { return e.text }
 
 // parse reads flags and the command, in any order.
 func parse(args []string) (options, error) {
-	o := options{logLevel: slog.LevelWarn, source: os.Getenv("HEROKU_URL"), target: os.Getenv("PLANETSCALE_URL"), appURL: os.Getenv("APP_DATABASE_URL")}
+	o := options{logLevel: slog.LevelWarn, source: os.Getenv("HEROKU_URL"), target: os.Getenv("PLANETSCALE_URL"),
+		appURL: os.Getenv("APP_DATABASE_URL")}
 	fs := flag.NewFlagSet("heroku-migrate", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&o.source, "source", o.source, "")
@@ -158,7 +160,8 @@ func parse(args []string) (options, error) {
 				return o, nil
 			}
 			if strings.ContainsAny(err.Error(), "@/") { // as far as it is known, a value that is a URL
-				return o, usageError{"a flag has a value that it does not take (not shown, as there may be a password in it)"}
+				return o, usageError{"a flag has a value that it does not take (not shown, as there may be a " +
+					"password in it)"}
 			}
 			return o, usageError{err.Error()}
 		}
@@ -194,7 +197,8 @@ func wantsJSON(args []string) bool {
 
 // flagsOf are the flags that only some commands have.
 var flagsOf = map[string][]string{
-	"run":         {"capture", "until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook", "heroku-app", "app-url", "way-back", "sequence-margin"},
+	"run": {"capture", "until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook",
+		"heroku-app", "app-url", "way-back", "sequence-margin"},
 	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
 	"switch": {"capture", "force", "writers", "hook", "heroku-app", "app-url", "way-back", "sequence-margin"},
 	"revert": {"force", "writers", "hook", "heroku-app", "app-url", "way-back"},
@@ -210,7 +214,8 @@ func (o *options) check(given map[string]bool) error {
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
-	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers", "hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin"} {
+	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers",
+		"hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}
@@ -293,7 +298,8 @@ func run(o options, out *output) error {
 	defer stop(nil)
 	log := slog.New(slog.NewTextHandler(redacting{os.Stderr, out}, &slog.HandlerOptions{Level: o.logLevel}))
 	conns := max(3*o.workers, mostWorkers) + 6
-	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns, Capture: migrator.CaptureMethod(o.capture)})
+	src, err := migrator.OpenHeroku(ctx, o.source, migrator.HerokuConfig{PgDump: o.pgDump, MaxConns: conns,
+		Capture: migrator.CaptureMethod(o.capture)})
 	if err != nil {
 		return usageError{err.Error()}
 	}
@@ -302,7 +308,8 @@ func run(o options, out *output) error {
 	if o.wayBack == "off" {
 		wayBack = migrator.CaptureTriggers
 	}
-	dst, err := migrator.OpenPlanetScale(ctx, o.target, migrator.PlanetScaleConfig{MaxConns: conns + 2, Capture: wayBack})
+	dst, err := migrator.OpenPlanetScale(ctx, o.target, migrator.PlanetScaleConfig{MaxConns: conns + 2,
+		Capture: wayBack})
 	if err != nil {
 		return usageError{err.Error()}
 	}
@@ -361,7 +368,8 @@ func closeSoon(end func()) {
 }
 
 // errStdout ends what only prints, when nobody reads it any more.
-var errStdout = errors.New("stdout was closed: stopped; everything that was committed is kept, and the same command goes on")
+var errStdout = errors.New("stdout was closed: stopped; everything that was committed is kept, and the same command " +
+	"goes on")
 
 // patience is how long a signalled program may take to end: a switch that is under way is finished or undone.
 const patience = 18 * time.Second
@@ -379,7 +387,8 @@ func stoppable(command string) (context.Context, context.CancelCauseFunc) {
 	context.AfterFunc(signalled, func() {
 		restore()
 		time.Sleep(patience)
-		fmt.Fprintln(os.Stderr, "heroku-migrate: a connection does not end; stopped without waiting. Everything that was committed is kept")
+		fmt.Fprintln(os.Stderr, "heroku-migrate: a connection does not end; stopped without waiting. Everything that "+
+			"was committed is kept")
 		if command == "run" || command == "copy-worker" || command == "status" {
 			os.Exit(exitDone)
 		}
