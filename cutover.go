@@ -93,6 +93,9 @@ type SwitchReport struct {
 	// SequenceMargin is the largest number of steps that a sequence was set ahead.
 	SequenceMargin int64 `json:"sequence_margin,omitempty"`
 	LargeObjects   int64 `json:"large_objects,omitempty"`
+	// LeftOut are the objects of the schema that are not on the target, since they were left out by name or need such
+	// an object.
+	LeftOut []string `json:"left_out,omitempty"`
 }
 
 func (r SwitchReport) encode() (string, error) {
@@ -231,7 +234,7 @@ func refreshViews(ctx context.Context, dst Target, cfg CutoverConfig) error {
 	}
 	var views []SchemaObject
 	for _, o := range objects {
-		if o.Type == typeViewData {
+		if o.Type == typeViewData && o.State != ObjectLeftOut {
 			o.State = ObjectPending
 			views = append(views, o)
 		}
@@ -304,6 +307,7 @@ func switchOver(ctx context.Context, src Source, dst Target, r *replicator, watc
 		}
 	}
 	report.Sequences, report.SequenceMargin = len(final.Sequences), watch.margins(final.Sequences, cfg.SequenceMargin)
+	report.LeftOut = leftOut(objects)
 	report.At = time.Now()
 	report.Finish = report.At.Sub(began) - report.Fence - report.Drain - report.Hook
 	report.WithoutWrites = report.At.Sub(began)

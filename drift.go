@@ -21,10 +21,12 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 		return nil, nil, err
 	}
 	known := map[string]string{}
+	leftOut := map[string]bool{}
 	for _, o := range before {
 		if o.Type == typeNotNull || o.Type == typeCheck {
 			continue // ours
 		}
+		leftOut[o.String()] = o.State == ObjectLeftOut
 		known[o.String()] = o.SQL
 	}
 	var created, changed []string
@@ -32,7 +34,7 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 		sql, ok := known[o.String()]
 		delete(known, o.String())
 		switch {
-		case o.Type == typeViewData || sql == o.SQL:
+		case o.Type == typeViewData || sql == o.SQL || leftOut[o.String()]:
 		case !ok && o.Type == "SEQUENCE":
 			hard = append(hard, fmt.Sprintf("The %s was created on the source after the migration began: create it "+
 				"on the target too, or drop it.", o))
@@ -44,7 +46,9 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 	}
 	var dropped []string
 	for name := range known {
-		dropped = append(dropped, name)
+		if !leftOut[name] {
+			dropped = append(dropped, name)
+		}
 	}
 	slices.Sort(dropped)
 	for _, d := range []struct {

@@ -13,8 +13,8 @@ import (
 
 // How the state machine follows the source's schema, and what the target does for it.
 
-// schemaIsOther tells whether an error may come from a schema that has changed: a round says so; a chunk fails at a table or
-// column that is not there any more.
+// schemaIsOther tells whether an error may come from a schema that has changed: a round says so; a chunk fails at a
+// table or column that is not there any more.
 func schemaIsOther(err error) bool {
 	if wentBack(err) {
 		return false
@@ -47,7 +47,8 @@ func (m *Migrator) followBeforeSwitch(ctx context.Context, s *State) error {
 	if s.Schema == "" {
 		return nil
 	}
-	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause { // the comparison that follows names what has changed
+	// the comparison that follows names what has changed
+	if m.cfg.SchemaChanges == SchemaFail || m.cfg.SchemaChanges == SchemaPause {
 		plan, err := planSchema(ctx, m.cfg.Source, m.cfg.Target)
 		if err != nil || plan == nil || len(plan.said) > 0 || len(plan.impossible) > 0 {
 			return err
@@ -77,7 +78,8 @@ func (m *Migrator) follow(ctx context.Context, s *State) error {
 	case what == "" && len(plan.impossible) == 0: // nothing that concerns the target
 		return plan.carry(ctx, m.cfg.Source, m.cfg.Target)
 	case m.cfg.SchemaChanges == SchemaFail:
-		return refuse("follow the schema", "The source's schema has changed (%s), and the policy is to fail. Undo the change, or run again with another policy.", what)
+		return refuse("follow the schema", "The source's schema has changed (%s), and the policy is to fail. Undo "+
+			"the change, or run again with another policy.", what)
 	case m.cfg.SchemaChanges == SchemaPause && rowsPart(s.SchemaSeen) != rowsPart(plan.Fingerprint):
 		message := fmt.Sprintf("paused: the source's schema has changed (%s); resume to carry that over", what)
 		m.log.WarnContext(ctx, message)
@@ -118,7 +120,8 @@ func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) er
 			if _, err := tx.Exec(ctx, `DROP INDEX IF EXISTS `+imageIndex(t)); err != nil {
 				return err
 			}
-			if err := truncateAll(ctx, tx, Round{Changes: []RoundChange{{Change: Change{Table: t, Truncated: []Relation{t.Relation}}}}}); err != nil {
+			if err := truncateAll(ctx, tx, Round{Changes: []RoundChange{{Change: Change{Table: t,
+				Truncated: []Relation{t.Relation}}}}}); err != nil {
 				return err
 			}
 		}
@@ -146,7 +149,8 @@ func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) er
 	return nil
 }
 
-// take carries out a step. What fails now, for rows that come with the next round, is left to the switch where that can be.
+// take carries out a step. What fails now, for rows that come with the next round, is left to the switch where that can
+// be.
 func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) error {
 	err := savepoint(ctx, tx, func(tx executor) error {
 		_, err := tx.Exec(ctx, step.SQL)
@@ -176,11 +180,17 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 			return nil
 		}
 	case "55000":
-		if step.Object.Type == "SEQUENCE" && strings.Contains(step.SQL, "ADD GENERATED") { // of an identity column, with which it came
+		// of an identity column, with which it came
+		if step.Object.Type == "SEQUENCE" && strings.Contains(step.SQL, "ADD GENERATED") {
 			return nil
 		}
 	}
 	o := *step.Object
+	if reason, follows := followsLeftOut(o, err, c.Objects); follows {
+		o.State, o.Error = ObjectLeftOut, reason
+		c.put(o)
+		return nil
+	}
 	o.State, o.Error = ObjectFailed, err.Error()
 	if step.Replaces {
 		o.Error = "it has another definition on the source now, and was not given that here: " + o.Error
@@ -204,27 +214,31 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 	return nil
 }
 
-// besideDefault attaches a partition whose rows are still in the default one, and moves them. What belongs into it is told by a partition of the same
-// bounds in a temporary table.
+// besideDefault attaches a partition whose rows are still in the default one, and moves them. What belongs into it is
+// told by a partition of the same bounds in a temporary table.
 func besideDefault(step SchemaStep) string {
 	leaf := pgx.Identifier{step.Object.Schema, step.Object.Name}.Sanitize()
 	_, attach, _ := strings.Cut(step.SQL, "ALTER TABLE ONLY ")
 	root, bounds, _ := strings.Cut(strings.TrimRight(attach, "; \n"), " ATTACH PARTITION "+leaf+" ")
 	return fmt.Sprintf(`DO $room$ DECLARE
 		others regclass := (SELECT nullif(partdefid, 0) FROM pg_partitioned_table WHERE partrelid = '%[2]s'::regclass);
-		columns text := (SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid = '%[1]s'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '');
+		columns text := (SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid =
+			'%[1]s'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '');
 		belongs text;
 	BEGIN
 		IF others IS NULL THEN
 			RAISE check_violation USING MESSAGE = 'rows of the partition do not belong into it';
 		END IF;
-		EXECUTE 'CREATE TEMP TABLE heroku_migrator_like (LIKE %[2]s) PARTITION BY ' || pg_get_partkeydef('%[2]s'::regclass);
+		EXECUTE 'CREATE TEMP TABLE heroku_migrator_like (LIKE %[2]s) PARTITION BY ' ||
+			pg_get_partkeydef('%[2]s'::regclass);
 		EXECUTE 'CREATE TEMP TABLE heroku_migrator_part PARTITION OF heroku_migrator_like %[4]s';
 		belongs := pg_get_partition_constraintdef('pg_temp.heroku_migrator_part'::regclass);
-		EXECUTE format('CREATE TEMP TABLE heroku_migrator_moved AS SELECT %%s FROM %%s WHERE %%s', columns, others, belongs);
+		EXECUTE format('CREATE TEMP TABLE heroku_migrator_moved AS SELECT %%s FROM %%s WHERE %%s', columns, others,
+			belongs);
 		EXECUTE format('DELETE FROM %%s WHERE %%s', others, belongs);
 		EXECUTE '%[3]s';
-		EXECUTE format('INSERT INTO %%s (%%s) OVERRIDING SYSTEM VALUE SELECT %%s FROM pg_temp.heroku_migrator_moved', '%[1]s'::regclass, columns, columns);
+		EXECUTE format('INSERT INTO %%s (%%s) OVERRIDING SYSTEM VALUE SELECT %%s FROM pg_temp.heroku_migrator_moved',
+			'%[1]s'::regclass, columns, columns);
 		DROP TABLE pg_temp.heroku_migrator_like, pg_temp.heroku_migrator_moved;
 	END $room$`, quoteText(leaf), quoteText(root), quoteText(step.SQL), quoteText(bounds))
 }
@@ -246,7 +260,8 @@ func (c *SchemaChange) put(o SchemaObject) {
 
 // failed tells whether a step's object could not be made.
 func (c *SchemaChange) failed(step SchemaStep) bool {
-	return step.Object != nil && slices.ContainsFunc(c.Objects, func(o SchemaObject) bool { return o.ID == step.Object.ID && o.State == ObjectFailed })
+	return step.Object != nil && slices.ContainsFunc(c.Objects,
+		func(o SchemaObject) bool { return o.ID == step.Object.ID && o.State == ObjectFailed })
 }
 
 // record writes down what there is now. Tables that are new join with the next round: their logs say all about them.
@@ -275,13 +290,16 @@ func (c *SchemaChange) record(ctx context.Context, tx pgx.Tx) error {
 		}
 		// What is not copied yet has other names, or is not there any more.
 		if _, err := tx.Exec(ctx, `
-			UPDATE heroku_migrator.chunks c SET spec = jsonb_set(c.spec, '{leaf}', (c.spec -> 'leaf') || jsonb_build_object('schema', l ->> 'schema', 'name', l ->> 'name'))
-			FROM jsonb_array_elements($2::jsonb) AS l WHERE c.table_id = $1 AND NOT c.done AND c.spec -> 'leaf' -> 'id' = l -> 'id'`, int64(t.ID), leaves); err != nil {
+			UPDATE heroku_migrator.chunks c SET spec = jsonb_set(c.spec, '{leaf}', (c.spec -> 'leaf') ||
+				jsonb_build_object('schema', l ->> 'schema', 'name', l ->> 'name'))
+			FROM jsonb_array_elements($2::jsonb) AS l WHERE c.table_id = $1 AND NOT c.done AND c.spec -> 'leaf' -> 'id'
+				= l -> 'id'`, int64(t.ID), leaves); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `
 			DELETE FROM heroku_migrator.chunks c WHERE c.table_id = $1 AND NOT c.done
-			AND NOT EXISTS (SELECT 1 FROM jsonb_array_elements($2::jsonb) AS l WHERE c.spec -> 'leaf' -> 'id' = l -> 'id')`, int64(t.ID), leaves); err != nil {
+			AND NOT EXISTS (SELECT 1 FROM jsonb_array_elements($2::jsonb) AS l WHERE c.spec -> 'leaf' -> 'id' = l ->
+				'id')`, int64(t.ID), leaves); err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,10 @@ type Config struct {
 	RetryFor time.Duration
 	// HoldBeforeCopy has Run wait in phase ready_to_copy for [CommandCopy].
 	HoldBeforeCopy bool
+	// LeaveOut names objects of the schema that are not created on the target: views over statistics that only the
+	// source has, say. A name is the object's type and name, as findings and the rehearsal print it ("view ops.slow"),
+	// or the name alone. What needs such an object is left out, too. Tables and their primary keys cannot be left out.
+	LeaveOut []string
 	// SchemaChanges says what is done when the source's schema changes meanwhile. Default: [SchemaForward].
 	SchemaChanges SchemaPolicy
 }
@@ -47,6 +51,7 @@ type Migrator struct {
 
 	indexWorkers atomic.Int64 // 0: as configured
 	recent       recentCatalog
+	dumped       atomic.Pointer[dumpedSchema] // by preflight
 }
 
 // New returns a migrator. It does not connect.
@@ -69,7 +74,8 @@ func New(cfg Config) (*Migrator, error) {
 	m.chain(&m.cfg.Indexes.OnEvent, &m.cfg.Indexes.Logger)
 	m.chain(&m.cfg.Replicate.OnEvent, &m.cfg.Replicate.Logger)
 	m.cfg.Replicate.restIsDue = func() bool {
-		return m.cfg.SchemaChanges != SchemaFail && m.cfg.SchemaChanges != SchemaPause && time.Since(time.Unix(0, m.followed.Load())) > restEvery
+		return m.cfg.SchemaChanges != SchemaFail && m.cfg.SchemaChanges != SchemaPause && time.Since(time.Unix(0,
+			m.followed.Load())) > restEvery
 	}
 	m.chain(&m.cfg.Cutover.OnEvent, &m.cfg.Cutover.Logger)
 	m.chain(&m.cfg.WayBack.OnEvent, &m.cfg.WayBack.Logger)
@@ -98,7 +104,10 @@ func (m *Migrator) publish(e Event) { m.events.publish(e) }
 // Preflight runs [Preflight] with the migrator's configuration.
 // While a migration is under way, what it has made on either side is no finding.
 func (m *Migrator) Preflight(ctx context.Context) (*Report, error) {
-	report, err := Preflight(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Preflight)
+	cfg := m.cfg.Preflight
+	cfg.LeaveOut = slices.Concat(cfg.LeaveOut, m.cfg.LeaveOut)
+	cfg.dumped = &m.dumped
+	report, err := Preflight(ctx, m.cfg.Source, m.cfg.Target, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -106,9 +115,13 @@ func (m *Migrator) Preflight(ctx context.Context) (*Report, error) {
 	if err != nil || s.Phase == PhaseStarting || (s.Phase == PhaseError && s.Resume == PhaseStarting) {
 		return report, nil //nolint:nilerr // no journal; an unreachable target is among the findings
 	}
-	report.Findings = slices.DeleteFunc(report.Findings, func(f Finding) bool { return f.Check == "leftovers" || f.Check == "target_empty" })
+	report.Findings = slices.DeleteFunc(report.Findings, func(f Finding) bool {
+		return f.Check == "leftovers" ||
+			f.Check == "target_empty"
+	})
 	report.Findings = append(report.Findings, Finding{
-		Check: "under_way", Severity: SeverityInfo, Message: fmt.Sprintf("A migration between these databases is under way, in phase %s.", s.Phase),
+		Check: "under_way", Severity: SeverityInfo, Message: fmt.Sprintf("A migration between these databases is "+
+			"under way, in phase %s.", s.Phase),
 	})
 	return report, nil
 }
@@ -178,7 +191,8 @@ func (m *Migrator) waits(ctx context.Context, cause error) {
 	m.waiting.Store(w)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	_, err := m.journal.pool.Exec(ctx, `UPDATE heroku_migrator.progress SET waits_for = $1, waits_since = $2`, w.Reason, w.Since)
+	_, err := m.journal.pool.Exec(ctx, `UPDATE heroku_migrator.progress SET waits_for = $1, waits_since = $2`, w.Reason,
+		w.Since)
 	if err != nil {
 		m.log.DebugContext(ctx, "what is waited for could not be noted", "error", err)
 	}
@@ -187,7 +201,8 @@ func (m *Migrator) waits(ctx context.Context, cause error) {
 // goesOn takes that back.
 func (m *Migrator) goesOn(ctx context.Context) error {
 	m.waiting.Store(nil)
-	return m.journal.exec(ctx, "note that it goes on", `UPDATE heroku_migrator.progress SET waits_for = '', waits_since = NULL WHERE waits_for <> ''`)
+	return m.journal.exec(ctx, "note that it goes on", `UPDATE heroku_migrator.progress SET waits_for = '', waits_since
+		= NULL WHERE waits_for <> ''`)
 }
 
 func (m *Migrator) runOnce(ctx context.Context, until Until, seen, led *bool) error {
@@ -244,7 +259,8 @@ func (m *Migrator) begin(ctx context.Context, lead *Lead) error {
 	}
 	if err := m.cfg.Source.Claim(ctx, Claim{Migration: s.ID, Epoch: lead.Epoch}, false); err != nil {
 		tables, tablesErr := m.journal.Tables(ctx)
-		if !errors.As(err, new(*RefusedError)) || tablesErr != nil || slices.ContainsFunc(tables, func(t TableStatus) bool { return t.Captured }) {
+		if !errors.As(err, new(*RefusedError)) || tablesErr != nil || slices.ContainsFunc(tables,
+			func(t TableStatus) bool { return t.Captured }) {
 			return errors.Join(err, tablesErr)
 		}
 		// Another migration has the source, and this one has nothing there. It can still be aborted.
@@ -271,6 +287,9 @@ func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 		if err := m.journal.Advance(ctx, PhaseError, s.Resume, "trying again"); err != nil {
 			return err
 		}
+	}
+	if err := m.leaveOut(ctx); err != nil {
+		return err
 	}
 	for {
 		c, err := m.journal.take(ctx, true)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -63,8 +64,12 @@ func (r *Report) Err() error {
 type PreflightConfig struct {
 	// Extra checks run after ours.
 	Extra []func(ctx context.Context, src Source, dst Target) ([]Finding, error)
+	// LeaveOut names objects that will not be created on the target, see [Config].
+	LeaveOut []string
 	// Timeout bounds all of it. Default: 2 minutes.
 	Timeout time.Duration
+
+	dumped *atomic.Pointer[dumpedSchema] // where the schema that was read is put; nil: nowhere
 }
 
 // Preflight looks whether the migration can succeed, and changes nothing on either side. All checks run,
@@ -94,11 +99,13 @@ func Preflight(ctx context.Context, src Source, dst Target, cfg PreflightConfig)
 	if srcID.Version != 0 && dstID.Version != 0 {
 		r.Findings = append(r.Findings, compare(srcID, dstID)...)
 		r.Findings = append(r.Findings, checkExtensions(limited, src, dst)...)
+		r.Findings = append(r.Findings, checkRehearsal(limited, src, dst, cfg, r)...)
 	}
 	for _, extra := range cfg.Extra {
 		found, err := extra(limited, src, dst)
 		if err != nil {
-			found = append(found, Finding{Check: "extra", Severity: SeverityBlocker, Message: "A check of the caller's failed: " + err.Error()})
+			found = append(found, Finding{Check: "extra", Severity: SeverityBlocker, Message: "A check of the " +
+				"caller's failed: " + err.Error()})
 		}
 		r.Findings = append(r.Findings, found...)
 	}
@@ -115,12 +122,14 @@ func inspect(ctx context.Context, side string, db Database) (Identity, []Finding
 		return Identity{}, []Finding{{
 			Check: side + "_connection", Severity: SeverityBlocker,
 			Message: fmt.Sprintf("The %s cannot be reached: %v.", side, err),
-			Remedy:  "Check host, port, user, password and sslmode of its URL, and that it accepts connections from here.",
+			Remedy: "Check host, port, user, password and sslmode of its URL, and that it accepts connections from " +
+				"here.",
 		}}
 	}
 	findings := []Finding{{
 		Check: side + "_connection", Severity: SeverityOK,
-		Message: fmt.Sprintf("The %s is Postgres %s, database %q on %s, role %q, %s.", side, id.VersionStr, id.Database, id.Host, id.Role, bytesText(id.Size)),
+		Message: fmt.Sprintf("The %s is Postgres %s, database %q on %s, role %q, %s.", side, id.VersionStr, id.Database,
+			id.Host, id.Role, bytesText(id.Size)),
 	}}
 	var found []Finding
 	err = untilPassed(ctx, func() (err error) {
@@ -128,15 +137,18 @@ func inspect(ctx context.Context, side string, db Database) (Identity, []Finding
 		return err
 	})
 	if err != nil {
-		found = append(found, Finding{Check: side, Severity: SeverityBlocker, Message: fmt.Sprintf("The %s could not be inspected: %v.", side, err), Remedy: "Try again."})
+		found = append(found, Finding{Check: side, Severity: SeverityBlocker, Message: fmt.Sprintf("The %s could not "+
+			"be inspected: %v.", side, err), Remedy: "Try again."})
 	}
 	return id, append(findings, found...)
 }
 
-// untilPassed repeats what failed for a reason that passes: somebody holds an exclusive lock, or the connection was cut. That there is none at all is told at once.
+// untilPassed repeats what failed for a reason that passes: somebody holds an exclusive lock, or the connection was
+// cut. That there is none at all is told at once.
 func untilPassed(ctx context.Context, fn func() error) error {
 	err := fn()
-	for attempt := 1; attempt < 5 && Retryable(err) && !errors.As(err, new(*pgconn.ConnectError)) && sleep(ctx, time.Second) == nil; attempt++ {
+	for attempt := 1; attempt < 5 && Retryable(err) && !errors.As(err, new(*pgconn.ConnectError)) && sleep(ctx,
+		time.Second) == nil; attempt++ {
 		err = fn()
 	}
 	return err
@@ -167,15 +179,19 @@ func compare(src, dst Identity) []Finding {
 	if !sameLocale(src.CType, dst.CType) || !sameLocale(src.Collate, dst.Collate) {
 		f = append(f, Finding{
 			Check: "locale", Severity: SeverityWarning,
-			Message: fmt.Sprintf("The source's locale is %s (LC_COLLATE) and %s (LC_CTYPE), the target's %s and %s: text may be sorted in another order, and upper(), lower(), citext and regular expressions may take other letters for the same.",
+			Message: fmt.Sprintf("The source's locale is %s (LC_COLLATE) and %s (LC_CTYPE), the target's %s and %s: "+
+				"text may be sorted in another order, and upper(), lower(), citext and regular expressions may take "+
+				"other letters for the same.",
 				src.Collate, src.CType, dst.Collate, dst.CType),
-			Remedy: "If that matters to the application, migrate to a database that has the source's locale (CREATE DATABASE … LOCALE … TEMPLATE template0).",
+			Remedy: "If that matters to the application, migrate to a database that has the source's locale (CREATE " +
+				"DATABASE … LOCALE … TEMPLATE template0).",
 		})
 	}
 	return append(f, Finding{
 		Check: "size", Severity: SeverityInfo,
-		Message: fmt.Sprintf("The source takes %s on disk; the target needs about as much, and room for index builds.", bytesText(src.Size)),
-		Remedy:  fmt.Sprintf("Give the target storage for %s.", bytesText(2*src.Size)),
+		Message: fmt.Sprintf("The source takes %s on disk; the target needs about as much, and room for index builds.",
+			bytesText(src.Size)),
+		Remedy: fmt.Sprintf("Give the target storage for %s.", bytesText(2*src.Size)),
 	})
 }
 
@@ -199,7 +215,8 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 	source, err := from.extensions(ctx)
 	target, err2 := to.extensions(ctx)
 	if err := errors.Join(err, err2); err != nil {
-		return []Finding{{Check: "extensions", Severity: SeverityBlocker, Message: fmt.Sprintf("Extensions could not be compared: %v.", err), Remedy: "Try again."}}
+		return []Finding{{Check: "extensions", Severity: SeverityBlocker, Message: fmt.Sprintf("Extensions could not "+
+			"be compared: %v.", err), Remedy: "Try again."}}
 	}
 	var f []Finding
 	installed := source.installed
@@ -208,8 +225,10 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 			if schema != installed[name] && name != "plpgsql" && !optionalExtensions[name] {
 				f = append(f, Finding{
 					Check: "extensions", Severity: SeverityBlocker,
-					Message: fmt.Sprintf("Extension %s is in schema %s on the source and in %s on the target, so that its types and functions have other names there.", name, installed[name], schema),
-					Remedy:  fmt.Sprintf("On the target: ALTER EXTENSION %s SET SCHEMA %s (create the schema first), or drop it there and let it be created.", quoteName(name), quoteName(installed[name])),
+					Message: fmt.Sprintf("Extension %s is in schema %s on the source and in %s on the target, so "+
+						"that its types and functions have other names there.", name, installed[name], schema),
+					Remedy: fmt.Sprintf("On the target: ALTER EXTENSION %s SET SCHEMA %s (create the schema first), "+
+						"or drop it there and let it be created.", quoteName(name), quoteName(installed[name])),
 				})
 			}
 			continue
@@ -219,35 +238,41 @@ func checkExtensions(ctx context.Context, src Source, dst Target) []Finding {
 		case ok && !may && optionalExtensions[name]:
 			f = append(f, Finding{
 				Check: "extensions", Severity: SeverityInfo,
-				Message: fmt.Sprintf("Extension %s is left out if the role may not create it on the target; no data depends on it.", name),
+				Message: fmt.Sprintf("Extension %s is left out if the role may not create it on the target; no data "+
+					"depends on it.", name),
 			})
 			continue
 		case ok && !may:
 			f = append(f, Finding{
 				Check: "extensions", Severity: SeverityWarning,
-				Message: fmt.Sprintf("Extension %s is available on the target, but neither installed nor trusted there: unless the platform lets its role create it, the schema cannot be cloned.", name),
-				Remedy:  "Enable it in the PlanetScale dashboard (Clusters, Extensions) first.",
+				Message: fmt.Sprintf("Extension %s is available on the target, but neither installed nor trusted "+
+					"there: unless the platform lets its role create it, the schema cannot be cloned.", name),
+				Remedy: "Enable it in the PlanetScale dashboard (Clusters, Extensions) first.",
 			})
 			continue
 		case ok:
-			f = append(f, Finding{Check: "extensions", Severity: SeverityInfo, Message: fmt.Sprintf("Extension %s will be created on the target.", name)})
+			f = append(f, Finding{Check: "extensions", Severity: SeverityInfo, Message: fmt.Sprintf("Extension %s "+
+				"will be created on the target.", name)})
 			continue
 		}
 		if optionalExtensions[name] {
 			f = append(f, Finding{
 				Check: "extensions", Severity: SeverityWarning,
-				Message: fmt.Sprintf("Extension %s is not available on the target and is left out; no data depends on it.", name),
+				Message: fmt.Sprintf("Extension %s is not available on the target and is left out; no data depends "+
+					"on it.", name),
 			})
 			continue
 		}
 		f = append(f, Finding{
 			Check: "extensions", Severity: SeverityBlocker,
 			Message: fmt.Sprintf("Extension %s is installed on the source and not available on the target.", name),
-			Remedy:  "Enable it in the PlanetScale dashboard (Clusters, Extensions), or drop it on the source if nothing uses it.",
+			Remedy: "Enable it in the PlanetScale dashboard (Clusters, Extensions), or drop it on the source if " +
+				"nothing uses it.",
 		})
 	}
 	if len(f) == 0 {
-		f = append(f, Finding{Check: "extensions", Severity: SeverityOK, Message: "Every extension of the source is on the target."})
+		f = append(f, Finding{Check: "extensions", Severity: SeverityOK, Message: "Every extension of the source is " +
+			"on the target."})
 	}
 	return append(f, compareExtensionTables(source.tables, target.tables)...)
 }

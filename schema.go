@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,8 +34,9 @@ type ObjectState string
 const (
 	ObjectPending ObjectState = "pending"
 	ObjectDone    ObjectState = "done"
-	ObjectFailed  ObjectState = "failed"  // needs a person; tried again with the next run
-	ObjectSkipped ObjectState = "skipped" // could not be created, and the migration goes on without; reported
+	ObjectFailed  ObjectState = "failed"   // needs a person; tried again with the next run
+	ObjectSkipped ObjectState = "skipped"  // could not be created, and the migration goes on without; reported
+	ObjectLeftOut ObjectState = "left_out" // a person said so by name, or it needs such an object; reported
 )
 
 // SchemaObject is the definition of one object.
@@ -64,13 +66,14 @@ type dumpTools struct{ dump, restore string }
 
 // DumpSchema implements [Source] by pg_dump and pg_restore. They and we look at one snapshot.
 func (h *Heroku) DumpSchema(ctx context.Context) (objects []SchemaObject, fingerprint string, err error) {
-	err = pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, fingerprintSQL).Scan(&fingerprint); err != nil {
+	err = pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
+		func(tx pgx.Tx) error {
+			if err := tx.QueryRow(ctx, fingerprintSQL).Scan(&fingerprint); err != nil {
+				return err
+			}
+			objects, err = h.dumpSchema(ctx, tx)
 			return err
-		}
-		objects, err = h.dumpSchema(ctx, tx)
-		return err
-	})
+		})
 	if err != nil {
 		return nil, "", fmt.Errorf("dump the schema: %w", err)
 	}
@@ -109,10 +112,12 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	}
 	var objects []SchemaObject
 	for _, e := range entries {
-		if strings.Contains(e.SQL, `TRIGGER "heroku_migrator_`) || (strings.HasPrefix(e.Type, "PUBLICATION") && strings.HasPrefix(e.Name, decodeName)) {
+		if strings.Contains(e.SQL, `TRIGGER "heroku_migrator_`) || (strings.HasPrefix(e.Type, "PUBLICATION") &&
+			strings.HasPrefix(e.Name, decodeName)) {
 			continue // ours
 		}
-		o := SchemaObject{ID: len(objects) + 1, Type: e.Type, Schema: e.Schema, Name: e.Name, SQL: e.SQL, State: ObjectPending}
+		o := SchemaObject{ID: len(objects) + 1, Type: e.Type, Schema: e.Schema, Name: e.Name, SQL: e.SQL,
+			State: ObjectPending}
 		owner := owners[e.Type+"\x00"+e.Schema+"\x00"+e.Name]
 		objects = append(objects, o.placed(e.Section, owner))
 	}
@@ -131,9 +136,13 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 		return nil, err
 	}
 	for _, v := range views {
+		if !v.populated {
+			continue // it stays without data
+		}
 		objects = append(objects, SchemaObject{
-			ID: len(objects) + 1, Stage: StageFinish, Type: typeViewData, Schema: v.Schema, Name: v.Name, State: ObjectPending,
-			SQL: fmt.Sprintf("REFRESH MATERIALIZED VIEW %[1]s; ANALYZE %[1]s", v.Ident()), // nothing else would collect its statistics soon
+			ID: len(objects) + 1, Stage: StageFinish, Type: typeViewData, Schema: v.Schema, Name: v.Name,
+			State: ObjectPending,
+			SQL:   v.fill(),
 		})
 	}
 	return objects, nil
@@ -161,27 +170,57 @@ func (o SchemaObject) unvalidated() (adding, validation SchemaObject, ok bool) {
 	return o, validation, true
 }
 
+// filledView is a materialised view.
+type filledView struct {
+	Relation
+	populated bool
+	// reads are materialised views without data that it reads, in order.
+	reads []string
+}
+
+// fill gives the view its data, and collects its statistics, which nothing else would do soon. A view without data that
+// it reads had some when the source's was filled, so it is filled for that moment.
+func (v filledView) fill() string {
+	var sql []string
+	for _, name := range v.reads {
+		sql = append(sql, "REFRESH MATERIALIZED VIEW "+name)
+	}
+	sql = append(sql, "REFRESH MATERIALIZED VIEW "+v.Ident())
+	for _, name := range slices.Backward(v.reads) {
+		sql = append(sql, "REFRESH MATERIALIZED VIEW "+name+" WITH NO DATA")
+	}
+	return strings.Join(append(sql, "ANALYZE "+v.Ident()), "; ")
+}
+
 // viewOrder lists materialised views, each after those that it reads: it uses more of them than any of these does. The
 // dump's order is another one, since a view may stand in it before what it reads.
-func viewOrder(ctx context.Context, q querier) ([]Relation, error) {
+func viewOrder(ctx context.Context, q querier) ([]filledView, error) {
 	rows, err := q.Query(ctx, `
 		WITH RECURSIVE used(view, classid, objid) AS (
 			SELECT oid, 'pg_class'::regclass::oid, oid FROM pg_class WHERE relkind = 'm'
 			UNION
 			SELECT u.view, d.refclassid, d.refobjid
 			FROM used u LEFT JOIN pg_rewrite w ON u.classid = 'pg_class'::regclass AND w.ev_class = u.objid
-			JOIN pg_depend d ON (d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid) OR (d.classid = 'pg_proc'::regclass AND u.classid = d.classid AND d.objid = u.objid)
-			WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass))
-		SELECT c.oid, n.nspname, c.relname
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind = 'm' AND`+userRelations+`
-		ORDER BY (SELECT count(*) FROM used u JOIN pg_class m ON m.oid = u.objid AND m.relkind = 'm' WHERE u.view = c.oid AND u.classid = 'pg_class'::regclass), c.oid`)
+			JOIN pg_depend d ON (d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid) OR (d.classid =
+				'pg_proc'::regclass AND u.classid = d.classid AND d.objid = u.objid)
+			WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass)),
+		view AS (
+			SELECT c.oid, n.nspname, c.relname, c.relispopulated, array_remove(array_agg(m.oid), c.oid) AS reads
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			JOIN used u ON u.view = c.oid AND u.classid = 'pg_class'::regclass JOIN pg_class m ON m.oid = u.objid AND
+				m.relkind = 'm'
+			WHERE c.relkind = 'm' AND`+userRelations+`
+			GROUP BY c.oid, n.nspname)
+		SELECT v.oid, v.nspname, v.relname, v.relispopulated, ARRAY (
+			SELECT format('"%s"."%s"', replace(r.nspname, '"', '""'), replace(r.relname, '"', '""')) FROM view r
+			WHERE r.oid = ANY (v.reads) AND NOT r.relispopulated ORDER BY cardinality(r.reads), r.oid)
+		FROM view v ORDER BY cardinality(v.reads), v.oid`)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Relation, err error) {
-		err = row.Scan(&r.ID, &r.Schema, &r.Name)
-		return r, err
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (v filledView, err error) {
+		err = row.Scan(&v.ID, &v.Schema, &v.Name, &v.populated, &v.reads)
+		return v, err
 	})
 }
 
@@ -228,34 +267,43 @@ func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaOb
 func objectTables(ctx context.Context, q querier) (map[string]objectOwner, error) {
 	rows, err := q.Query(ctx, `
 		WITH RECURSIVE late AS (
-			SELECT classid, objid FROM pg_depend WHERE classid = 'pg_proc'::regclass AND refclassid = 'pg_constraint'::regclass
+			SELECT classid, objid FROM pg_depend WHERE classid = 'pg_proc'::regclass AND refclassid =
+				'pg_constraint'::regclass
 			UNION
 			SELECT d.classid, d.objid FROM late l JOIN pg_depend d ON d.refclassid = l.classid AND d.refobjid = l.objid
 			WHERE d.classid IN ('pg_proc'::regclass, 'pg_constraint'::regclass, 'pg_statistic_ext'::regclass)
-			   OR (d.classid = 'pg_class'::regclass AND EXISTS (SELECT 1 FROM pg_index x WHERE x.indexrelid = d.objid))),
+			   OR (d.classid = 'pg_class'::regclass AND EXISTS (SELECT 1 FROM pg_index x WHERE x.indexrelid =
+				d.objid))),
 		rel AS (
 			SELECT c.oid, n.nspname, c.relname, c.relkind,
-			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER BY n DESC LIMIT 1), c.oid) AS root
+			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER
+				BY n DESC LIMIT 1), c.oid) AS root
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relkind IN ('r', 'p', 'v') AND `+userRelations+`)
-		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
+		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid =
+			'pg_class'::regclass)
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
-		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
+		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid =
+			'pg_class'::regclass)
 		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
 		UNION ALL
 		SELECT CASE k.contype WHEN 'f' THEN 'FK CONSTRAINT' WHEN 'c' THEN 'CHECK CONSTRAINT' ELSE 'CONSTRAINT' END,
 		       r.nspname, r.relname || ' ' || k.conname, r.root,
 		       format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', r.nspname, r.relname, k.conname), false,
-		       k.oid IN (SELECT objid FROM late WHERE classid = 'pg_constraint'::regclass) OR k.conindid IN (SELECT objid FROM late WHERE classid = 'pg_class'::regclass)
+		       k.oid IN (SELECT objid FROM late WHERE classid = 'pg_constraint'::regclass) OR k.conindid IN (SELECT
+			objid FROM late WHERE classid = 'pg_class'::regclass)
 		FROM pg_constraint k JOIN rel r ON r.oid = k.conrelid
 		UNION ALL
-		SELECT 'STATISTICS', n.nspname, s.stxname, r.root, '', false, s.oid IN (SELECT objid FROM late WHERE classid = 'pg_statistic_ext'::regclass)
+		SELECT 'STATISTICS', n.nspname, s.stxname, r.root, '', false, s.oid IN (SELECT objid FROM late WHERE classid =
+			'pg_statistic_ext'::regclass)
 		FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace JOIN rel r ON r.oid = s.stxrelid
 		UNION ALL
 		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
-		       CASE WHEN t.tgparentid = 0 THEN format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname, r.relname)
-			ELSE format('DO $undo$ BEGIN ALTER TABLE ONLY %I.%I DISABLE TRIGGER %I; EXCEPTION WHEN undefined_object OR undefined_table THEN NULL; END $undo$',
+		       CASE WHEN t.tgparentid = 0 THEN format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname,
+			r.relname)
+			ELSE format('DO $undo$ BEGIN ALTER TABLE ONLY %I.%I DISABLE TRIGGER %I; EXCEPTION '
+				|| 'WHEN undefined_object OR undefined_table THEN NULL; END $undo$',
 			            r.nspname, r.relname, t.tgname) END, -- the clone of a root's trigger, which may stay
 		       t.tgenabled IN ('A', 'R') OR EXISTS (
 			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
@@ -286,7 +334,18 @@ var oneLine = strings.NewReplacer("\n", " ", "\r", " ")
 
 // CloneSchemaConfig configures [CloneSchema]. The zero value is good.
 type CloneSchemaConfig struct {
-	Logger *slog.Logger
+	// LeaveOut names objects that are not created on the target, see [Config].
+	LeaveOut []string
+	Logger   *slog.Logger
+
+	dumped *dumpedSchema // what preflight has read; nil: nothing
+}
+
+// dumpedSchema is the source's schema at one moment.
+type dumpedSchema struct {
+	at          time.Time
+	objects     []SchemaObject
+	fingerprint string
 }
 
 // CloneSchema records the source's schema in the target's journal, and creates everything there that has
@@ -301,9 +360,12 @@ func CloneSchema(ctx context.Context, src Source, dst Target, cfg CloneSchemaCon
 		return err
 	}
 	if len(objects) == 0 {
-		cat, err := dumpWithCatalog(ctx, src, &objects)
+		cat, err := dumpWithCatalog(ctx, src, &objects, cfg.dumped)
 		if err != nil {
 			return err
+		}
+		if _, refused := leaveOut(objects, cfg.LeaveOut); len(refused) > 0 {
+			return refuseLeaveOut(refused)
 		}
 		capable, err := dst.AppliesSilently(ctx)
 		if err != nil {
@@ -324,11 +386,16 @@ func CloneSchema(ctx context.Context, src Source, dst Target, cfg CloneSchemaCon
 }
 
 // dumpWithCatalog returns the catalog that the dump belongs to: what changes later is found by comparing with it.
-func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject) (*Catalog, error) {
+// known is what was read a moment ago, and need not be read again if nothing has changed since.
+func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject, known *dumpedSchema) (*Catalog, error) {
 	for attempt := 1; ; attempt++ {
 		cat, err := src.Catalog(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if known != nil && cat.Fingerprint == known.fingerprint && time.Since(known.at) < time.Minute {
+			*objects = slices.Clone(known.objects)
+			return cat, nil
 		}
 		var fingerprint string
 		if *objects, fingerprint, err = src.DumpSchema(ctx); err != nil {
@@ -338,7 +405,8 @@ func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject) (
 		if err != nil {
 			return nil, err
 		}
-		if rowsPart(fingerprint) == rowsPart(cat.Fingerprint) && rowsPart(again.Fingerprint) == rowsPart(cat.Fingerprint) {
+		if rowsPart(fingerprint) == rowsPart(cat.Fingerprint) &&
+			rowsPart(again.Fingerprint) == rowsPart(cat.Fingerprint) {
 			cat.Fingerprint = fingerprint
 			return cat, nil
 		}
@@ -352,13 +420,13 @@ func dumpWithCatalog(ctx context.Context, src Source, objects *[]SchemaObject) (
 func createObjects(ctx context.Context, dst Target, log *slog.Logger, objects []SchemaObject, stage Stage) error {
 	var todo []SchemaObject
 	for _, o := range objects {
-		if o.Stage == stage && o.State != ObjectDone && o.State != ObjectSkipped {
+		if o.Stage == stage && (o.State == ObjectPending || o.State == ObjectFailed) {
 			todo = append(todo, o)
 		}
 	}
 	for len(todo) > 0 {
 		n := min(len(todo), 50)
-		if err := createBatch(ctx, dst, log, todo[:n]); err != nil {
+		if err := createBatch(ctx, dst, log, todo[:n], objects); err != nil {
 			return err
 		}
 		todo = todo[n:]
@@ -367,7 +435,8 @@ func createObjects(ctx context.Context, dst Target, log *slog.Logger, objects []
 }
 
 // createBatch tries all in one transaction; if that fails, one by one, to find the culprit.
-func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch []SchemaObject) error {
+// all are the objects of the schema, as far as they are known.
+func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch, all []SchemaObject) error {
 	err := dst.Create(ctx, batch)
 	if err == nil || ctx.Err() != nil || Retryable(err) || sqlState(err) == "" {
 		return err
@@ -375,16 +444,29 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch []Sche
 	var failed []error
 	for _, o := range batch {
 		err := dst.Create(ctx, []SchemaObject{o})
+		reason, follows := followsLeftOut(o, err, all)
 		switch {
 		case err == nil:
 		case ctx.Err() != nil || Retryable(err) || sqlState(err) == "":
 			return err
+		case follows:
+			log.WarnContext(ctx, "an object is left out", "object", o.String(), "reason", reason)
+			if err := dst.Journal().leaveOut(ctx, o, reason); err != nil {
+				return err
+			}
+			for i := range all { // what needs this one follows too
+				if all[i].ID == o.ID {
+					all[i].State = ObjectLeftOut
+				}
+			}
 		case o.optional():
-			log.WarnContext(ctx, "an object could not be created on the target; going on without it", "object", o.String(), "reason", err.Error())
+			log.WarnContext(ctx, "an object could not be created on the target; going on without it", "object",
+				o.String(), "reason", err.Error())
 			if err := dst.Journal().MarkObject(ctx, o.ID, ObjectSkipped, err.Error()); err != nil {
 				return err
 			}
-			if err := dst.Journal().Record(ctx, Event{Kind: EventWarning, Message: fmt.Sprintf("%s could not be created on the target and was left out: %v", o, err)}); err != nil {
+			if err := dst.Journal().Record(ctx, Event{Kind: EventWarning, Message: fmt.Sprintf("%s could not be "+
+				"created on the target and was left out: %v", o, err)}); err != nil {
 				return err
 			}
 		default:
@@ -403,7 +485,8 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch []Sche
 // optional tells whether the migration can do without an object that could not be created.
 func (o SchemaObject) optional() bool {
 	switch o.Type {
-	case typeViewData, "COMMENT", "PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA", "EVENT TRIGGER", "SERVER", "USER MAPPING", "FOREIGN TABLE", "FOREIGN DATA WRAPPER":
+	case typeViewData, "COMMENT", "PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA", "EVENT TRIGGER",
+		"SERVER", "USER MAPPING", "FOREIGN TABLE", "FOREIGN DATA WRAPPER":
 		return true
 	case "EXTENSION":
 		return optionalExtensions[o.Name]

@@ -26,36 +26,51 @@ const (
 // applied. [FollowSchema] carries the changes over.
 var ErrSchemaChanged = errors.New("the source's schema has changed: it has to be followed before the next round")
 
-// fingerprintSQL sums up the schema in two parts. The first one is what a change of which may concern rows, or how they arrive: tables, columns,
-// partitions, labels of enums, indexes and constraints; where it is another one, no round goes on. The second one is the rest, which may change
-// often: views, sequences, functions, triggers, policies; that is followed from time to time. It is read with every round, so it reads a few
-// catalogs once and no more. Where a row of a catalog may be changed in place, its xmin tells.
+// fingerprintSQL sums up the schema in two parts. The first one is what a change of which may concern rows, or how they
+// arrive: tables, columns, partitions, labels of enums, indexes and constraints; where it is another one, no round goes
+// on. The second one is the rest, which may change often: views, sequences, functions, triggers, policies; that is
+// followed from time to time. It is read with every round, so it reads a few catalogs once and no more. Where a row of
+// a catalog may be changed in place, its xmin tells.
 const fingerprintSQL = `
 	WITH r AS (
-		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity FROM
+			pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND` + userRelations + `)
 	SELECT concat_ws('/',
 		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.nspname, r.relname, r.relkind), 0)) FROM r),
-		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), 0)) FROM pg_inherits i JOIN r ON r.oid = i.inhrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), 0)) FROM pg_inherits i JOIN r ON
+			r.oid = i.inhrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.xmin), 0))
 		 FROM pg_attribute a JOIN r ON r.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped),
-		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid = f.adrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel, y.typname, y.typnamespace), 0)) FROM pg_enum e JOIN pg_type y ON y.oid = e.enumtypid),
-		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r ON r.oid = k.conrelid))
+		(SELECT sum(hashtextextended(concat_ws(' ', f.oid, f.adrelid, f.adnum), 0)) FROM pg_attrdef f JOIN r ON r.oid =
+			f.adrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', e.oid, e.enumlabel, y.typname, y.typnamespace), 0)) FROM pg_enum e
+			JOIN pg_type y ON y.oid = e.enumtypid),
+		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid, x.indisvalid), 0)) FROM pg_index x JOIN r ON r.oid =
+			x.indrelid),
+		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k JOIN r
+			ON r.oid = k.conrelid))
 	|| '` + fingerprintRest + `' || concat_ws('/',
-		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.relpersistence, r.relrowsecurity, r.relforcerowsecurity), 0)) FROM r),
-		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid WHERE x.indisclustered),
-		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin, s.seqtypid, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle), 0))
+		(SELECT sum(hashtextextended(concat_ws(' ', r.oid, r.relpersistence, r.relrowsecurity, r.relforcerowsecurity),
+			0)) FROM r),
+		(SELECT sum(hashtextextended(concat_ws(' ', x.indexrelid), 0)) FROM pg_index x JOIN r ON r.oid = x.indrelid
+			WHERE x.indisclustered),
+		(SELECT sum(hashtextextended(concat_ws(' ', c.oid, n.nspname, c.relname, w.xmin, c.relispopulated, s.seqtypid,
+			s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle), 0))
 		 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN' LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
-		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S', 'i', 'I') AND c.relpersistence <> 't' AND n.nspname NOT IN ('heroku_migrator', 'pg_toast')),
-		(SELECT sum(hashtextextended(concat_ws(' ', p.oid, p.xmin), 0)) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+		 LEFT JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN' LEFT JOIN pg_sequence s ON s.seqrelid =
+			c.oid
+		 WHERE c.oid >= 16384 AND c.relkind IN ('v', 'm', 'S', 'i', 'I') AND c.relpersistence <> 't' AND n.nspname NOT
+			IN ('heroku_migrator', 'pg_toast')),
+		(SELECT sum(hashtextextended(concat_ws(' ', p.oid, p.xmin), 0)) FROM pg_proc p JOIN pg_namespace n ON n.oid =
+			p.pronamespace
 		 WHERE p.oid >= 16384 AND n.nspname <> 'heroku_migrator' AND n.nspname NOT LIKE 'pg\_temp\_%'),
-		(SELECT sum(hashtextextended(concat_ws(' ', g.oid, g.tgname, g.tgfoid, g.tgtype), 0)) FROM pg_trigger g JOIN r ON r.oid = g.tgrelid
+		(SELECT sum(hashtextextended(concat_ws(' ', g.oid, g.tgname, g.tgfoid, g.tgtype), 0)) FROM pg_trigger g JOIN r
+			ON r.oid = g.tgrelid
 		 WHERE NOT g.tgisinternal AND g.tgname NOT LIKE 'heroku\_migrator\_%'),
 		(SELECT sum(hashtextextended(concat_ws(' ', o.oid, o.xmin), 0)) FROM pg_policy o JOIN r ON r.oid = o.polrelid),
-		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k WHERE k.contypid >= 16384))`
+		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k WHERE
+			k.contypid >= 16384))`
 
 // fingerprintRest is between the two parts.
 const fingerprintRest = " | "
@@ -77,10 +92,11 @@ func (s *herokuSnapshot) Fingerprint(ctx context.Context) (sum string, err error
 
 // FollowSchema carries changes of the source's schema over to the target and records them in the journal, in one
 // transaction there. Tables that are new or were rewritten are sent whole by the next round. It returns what
-// it did, in words; nothing, if the schema is the one that the journal knows. It has to be called while no round is under way.
+// it did, in words; nothing, if the schema is the one that the journal knows. It has to be called while no round is
+// under way.
 //
-// A change that cannot be carried over (another key of a table, say) is a [*RefusedError] that names it, and none of the changes is
-// carried over then.
+// A change that cannot be carried over (another key of a table, say) is a [*RefusedError] that names it, and none of
+// the changes is carried over then.
 func FollowSchema(ctx context.Context, src Source, dst Target) ([]string, error) {
 	plan, err := planSchema(ctx, src, dst)
 	if err != nil || plan == nil {
@@ -186,6 +202,23 @@ func planSchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error
 	if err != nil || cat.Fingerprint == state.Schema {
 		return nil, err
 	}
+	return planFrom(ctx, src, dst, state, cat)
+}
+
+// planAnySchema is planSchema where the fingerprint is no measure: an operator, say, is not in it.
+func planAnySchema(ctx context.Context, src Source, dst Target) (*schemaPlan, error) {
+	state, err := dst.Journal().State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cat, err := src.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return planFrom(ctx, src, dst, state, cat)
+}
+
+func planFrom(ctx context.Context, src Source, dst Target, state *State, cat *Catalog) (*schemaPlan, error) {
 	now, fingerprint, err := src.DumpSchema(ctx)
 	if err != nil {
 		return nil, err

@@ -12,7 +12,8 @@ import (
 
 // How the objects that pg_dump knows are compared: all but tables and their columns.
 
-// objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what comes last.
+// objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what
+// comes last.
 func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []SchemaStep) {
 	d.ownedSequences(before, now)
 	known, goes, next := d.knownObjects(before)
@@ -29,7 +30,8 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		if o.Type == "TABLE ATTACH" { // bounds may be labels
 			old.SQL = d.relabel(old.SQL)
 		}
-		if again := o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name]; ok && !again && d.unchanged(&old, o, goes[old.ID]) {
+		if again := o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name]; ok && !again && d.unchanged(&old, o,
+			goes[old.ID]) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
 			continue
@@ -39,9 +41,16 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			next++
 			o.ID = next
 		}
+		if ok && old.State == ObjectLeftOut { // in its new form, too
+			o.State, o.Error, o.Stage = old.State, old.Error, old.Stage
+			d.Objects = append(d.Objects, o)
+			continue
+		}
 		there := ok && old.State == ObjectDone // else there is nothing to be replaced
 		o.State = ObjectPending
-		later := o.Stage == StageSwitch || (d.early && (o.Stage == StageForeign || o.Stage == StageFinish || o.Type == "INDEX ATTACH")) // the root's index may not be built yet
+		// the root's index may not be built yet
+		later := o.Stage == StageSwitch || (d.early && (o.Stage == StageForeign || o.Stage == StageFinish ||
+			o.Type == "INDEX ATTACH"))
 		if later && (!ok || old.State != ObjectDone) {
 			d.Objects = append(d.Objects, o) // when its time comes
 			continue
@@ -53,7 +62,8 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		relation := o.Schema + "\x00" + strings.SplitN(o.Name, " ", 2)[0]
 		switch {
 		case o.Type == "TABLE":
-			last = append(last, SchemaStep{SQL: strings.Replace(o.SQL, "CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ", 1)})
+			last = append(last, SchemaStep{SQL: strings.Replace(o.SQL, "CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ",
+				1)})
 			continue
 		case o.Type == "TABLE ATTACH", o.Type == "INDEX ATTACH":
 			if o.Type == "TABLE ATTACH" && there {
@@ -87,7 +97,8 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 	return append(attached(last, attach), empty...)
 }
 
-// unchanged tells whether an object is what it was; goes, whether it may be gone with a column. If it has to be made, old says what is there.
+// unchanged tells whether an object is what it was; goes, whether it may be gone with a column. If it has to be made,
+// old says what is there.
 func (d *schemaDiff) unchanged(old *SchemaObject, o SchemaObject, goes bool) bool {
 	switch {
 	case old.SQL != o.SQL && !untold(o):
@@ -105,11 +116,14 @@ func (d *schemaDiff) unchanged(old *SchemaObject, o SchemaObject, goes bool) boo
 
 // neededByColumns tells whether an object comes before columns. The sequence of an identity column comes with it.
 func neededByColumns(o SchemaObject) bool {
-	return slices.Contains([]string{"SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION", "COLLATION"}, o.Type) && !strings.Contains(o.SQL, "ADD GENERATED")
+	return slices.Contains([]string{"SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION",
+		"COLLATION"}, o.Type) && !strings.Contains(o.SQL, "ADD GENERATED")
 }
 
-// knownObjects are those that are there when tables were dropped and renamed, by their names, and which of them may be gone with tables.
-func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]SchemaObject, goes map[int]bool, highest int) {
+// knownObjects are those that are there when tables were dropped and renamed, by their names, and which of them may be
+// gone with tables.
+func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]SchemaObject, goes map[int]bool,
+	highest int) {
 	known, goes = map[string]SchemaObject{}, d.goesWithTables(before)
 	var stay []SchemaObject
 	for _, o := range before {
@@ -142,11 +156,12 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 
 // isUndone tells whether a constraint of ours, or its table, is there no more.
 func (d *schemaDiff) isUndone(o SchemaObject) bool {
-	return slices.Contains(d.Dropped, o.Table) || slices.ContainsFunc(d.undone, func(u undone) bool { return u.table == o.Table && strings.HasSuffix(o.Name, " "+u.name) })
+	return slices.Contains(d.Dropped, o.Table) || slices.ContainsFunc(d.undone,
+		func(u undone) bool { return u.table == o.Table && strings.HasSuffix(o.Name, " "+u.name) })
 }
 
-// goesWithTables tells which objects may be gone when the tables are that were dropped: DROP TABLE … CASCADE takes away what depends on them. What is
-// there nevertheless is found there when it is made.
+// goesWithTables tells which objects may be gone when the tables are that were dropped: DROP TABLE … CASCADE takes
+// away what depends on them. What is there nevertheless is found there when it is made.
 func (d *schemaDiff) goesWithTables(before []SchemaObject) map[int]bool {
 	goes, names := map[int]bool{}, slices.Collect(maps.Keys(d.dropped))
 	for again := len(names) > 0; again; {
@@ -187,7 +202,8 @@ func takesAlong(o SchemaObject) string {
 	return ""
 }
 
-// goesWithColumns adds what may be gone when columns are dropped, or views over them, and what goes with a materialised view that is another one now.
+// goesWithColumns adds what may be gone when columns are dropped, or views over them, and what goes with a materialised
+// view that is another one now.
 func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject, now []SchemaObject, goes map[int]bool) {
 	var names []string
 	for _, o := range now {
@@ -202,7 +218,10 @@ func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject, now []Schema
 				continue
 			}
 			if !slices.ContainsFunc(names, func(name string) bool { return strings.Contains(o.SQL, name) }) &&
-				!slices.ContainsFunc(d.columnsGo, func(c [2]string) bool { return strings.Contains(o.SQL, c[0]) && strings.Contains(o.SQL, c[1]) }) {
+				!slices.ContainsFunc(d.columnsGo, func(c [2]string) bool {
+					return strings.Contains(o.SQL, c[0]) &&
+						strings.Contains(o.SQL, c[1])
+				}) {
 				continue
 			}
 			goes[o.ID] = true
@@ -217,7 +236,10 @@ func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject, now []Schema
 
 // attached puts the steps by which partitions join their roots where they have their own indexes, before foreign keys.
 func attached(last, attach []SchemaStep) []SchemaStep {
-	constraints := slices.IndexFunc(last, func(s SchemaStep) bool { return s.Object != nil && s.Object.Type == "FK CONSTRAINT" })
+	constraints := slices.IndexFunc(last, func(s SchemaStep) bool {
+		return s.Object != nil && s.Object.Type == "FK "+
+			"CONSTRAINT"
+	})
 	if constraints < 0 {
 		constraints = len(last)
 	}
@@ -247,11 +269,13 @@ func (d *schemaDiff) drop(gone map[string]SchemaObject) (empty []SchemaStep) {
 			d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &o, Drops: true})
 			d.sayf("%s was dropped", o)
 		case o.Type == "TYPE" || o.Type == "DOMAIN":
-			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN DROP TYPE IF EXISTS %s; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $do$`, pgx.Identifier{o.Schema, o.Name}.Sanitize())})
+			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ BEGIN DROP TYPE IF EXISTS %s; EXCEPTION WHEN
+				dependent_objects_still_exist THEN NULL; END $do$`, pgx.Identifier{o.Schema, o.Name}.Sanitize())})
 		case o.Type == "TABLE ATTACH": // it may be a table, of its own or of other partitions
 			d.stepf("%s", detach(Relation{Schema: o.Schema, Name: o.Name}))
 		case o.Type == "TABLE": // one that holds no rows: a partition that had partitions, or one without columns
-			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ DECLARE it regclass := to_regclass('%s'); filled bool; BEGIN
+			empty = append(empty, SchemaStep{SQL: fmt.Sprintf(`DO $do$ DECLARE it regclass := to_regclass('%s'); filled
+				bool; BEGIN
 				IF it IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = it) THEN
 					EXECUTE format('SELECT EXISTS (SELECT FROM %%s)', it) INTO filled;
 					IF NOT filled THEN EXECUTE format('DROP TABLE %%s', it); END IF;
@@ -288,17 +312,21 @@ func dropping(o SchemaObject) string {
 	switch o.Type {
 	case "INDEX", "VIEW", "MATERIALIZED VIEW", "STATISTICS":
 		return "DROP " + o.Type + " IF EXISTS " + ident
+	case typeViewData: // it has no data on the source now
+		return "REFRESH MATERIALIZED VIEW " + ident + " WITH NO DATA"
 	case "FUNCTION", "PROCEDURE", "SEQUENCE":
 		name, arguments, _ := strings.Cut(o.Name, "(")
 		if arguments != "" {
 			arguments = "(" + arguments
 		}
-		return fmt.Sprintf(`DO $do$ BEGIN DROP %s IF EXISTS %s%s; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $do$`, o.Type, pgx.Identifier{o.Schema, name}.Sanitize(), arguments)
+		return fmt.Sprintf(`DO $do$ BEGIN DROP %s IF EXISTS %s%s; EXCEPTION WHEN dependent_objects_still_exist THEN
+			NULL; END $do$`, o.Type, pgx.Identifier{o.Schema, name}.Sanitize(), arguments)
 	case "ROW SECURITY":
 		return fmt.Sprintf(`ALTER TABLE IF EXISTS %s DISABLE ROW LEVEL SECURITY`, ident)
 	case "POLICY":
 		if head := policyHead.FindStringSubmatch(o.SQL); head != nil {
-			return fmt.Sprintf(`DO $do$ BEGIN DROP POLICY IF EXISTS %s; EXCEPTION WHEN undefined_table THEN NULL; END $do$`, head[1])
+			return fmt.Sprintf(`DO $do$ BEGIN DROP POLICY IF EXISTS %s; EXCEPTION WHEN undefined_table THEN NULL; END
+				$do$`, head[1])
 		}
 	case "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "TRIGGER", "RULE":
 		if o.Undo == "" {

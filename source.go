@@ -59,6 +59,10 @@ type Capturer interface {
 	// Forget may drop the logs of those of the tables, by their OIDs, that are not there any more.
 	Forget(ctx context.Context, ids []uint32) error
 
+	// PlanReads has the server plan every query by which the tables will be read, and executes none. It returns those
+	// that fail.
+	PlanReads(ctx context.Context, tables []*Table) ([]RehearsalFailure, error)
+
 	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
 	// changed these rows: the next round brings them over anew. With all true, the whole table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error

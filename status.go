@@ -17,7 +17,8 @@ type Status struct {
 	Error       *string  `json:"error"`
 	Message     string   `json:"message"`
 
-	// ID is the migration's. FailedPhase is set in phase error: what failed and is tried again. Goal is set while cleaning up: completed or aborted.
+	// ID is the migration's. FailedPhase is set in phase error: what failed and is tried again. Goal is set while
+	// cleaning up: completed or aborted.
 	ID          string `json:"migration_id,omitempty"`
 	FailedPhase Phase  `json:"failed_phase,omitempty"`
 	Goal        Phase  `json:"goal,omitempty"`
@@ -48,13 +49,15 @@ type Status struct {
 	Builds []BuildStatus `json:"builds,omitempty"`
 	// Throttle is set while the copy gives way to the application.
 	Throttle *ThrottleStatus `json:"throttle,omitempty"`
-	// SourceLoad is how busy the source is now, with other work than ours. It is left out if the source does not answer at once.
+	// SourceLoad is how busy the source is now, with other work than ours. It is left out if the source does not answer
+	// at once.
 	SourceLoad *LoadStatus `json:"source_load,omitempty"`
 	// Objects counts the schema's objects by the stage in which they are created.
 	Objects map[Stage]ObjectCounts `json:"objects,omitempty"`
 	// Failed are objects that could not be created on the target; another run tries them again.
 	Failed []FailedObject `json:"failed_objects,omitempty"`
-	// Skipped are objects of the schema that could not be created on the target and were left out.
+	// Skipped are objects of the schema that could not be created on the target, or were left out by name, each with
+	// the reason.
 	Skipped []string `json:"skipped_objects,omitempty"`
 }
 
@@ -107,13 +110,15 @@ type ByteWeighted struct {
 
 // ReplicationDelay is how far the target is behind.
 type ReplicationDelay struct {
-	// Seconds is the age of the oldest change that is not on the target: 0 if the last look, half a second ago at most, found none.
+	// Seconds is the age of the oldest change that is not on the target: 0 if the last look, half a second ago at most,
+	// found none.
 	Seconds     *float64 `json:"seconds"`
 	Rounds      int64    `json:"rounds"`
 	RowsApplied int64    `json:"rows_applied"`
 	// RowsWaiting were found on the source and are being applied.
 	RowsWaiting int64 `json:"rows_waiting"`
-	// RowsPerSecondIn are changed on the source, over the last seconds; RowsPerSecondOut is how fast the target applied them.
+	// RowsPerSecondIn are changed on the source, over the last seconds; RowsPerSecondOut is how fast the target applied
+	// them.
 	RowsPerSecondIn  float64 `json:"rows_per_second_in"`
 	RowsPerSecondOut float64 `json:"rows_per_second_out"`
 	Trend            Trend   `json:"trend"`
@@ -156,9 +161,11 @@ type TableSummary struct {
 // migration, the phase is waiting.
 func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	st := &Status{
-		Phase: PhaseWaiting, State: StateRunning, Message: "no migration is recorded in the target database", Tables: []TableSummary{},
-		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{}, Notes: []string{}, Blockers: []Blocker{}},
-		ProgressSignals:  ProgressSignals{TablePhase: map[TableState]int{}, EventChecklist: map[string]bool{}},
+		Phase: PhaseWaiting, State: StateRunning, Message: "no migration is recorded in the target database",
+		Tables: []TableSummary{},
+		CutoverReadiness: ReadinessStatus{Level: "not_ready", HardBlockers: []string{}, SoftBlockers: []string{},
+			Notes: []string{}, Blockers: []Blocker{}},
+		ProgressSignals: ProgressSignals{TablePhase: map[TableState]int{}, EventChecklist: map[string]bool{}},
 	}
 	s, err := m.journal.State(ctx)
 	if errors.Is(err, ErrNoMigration) {
@@ -176,7 +183,8 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	st.Phase, st.State, st.Message, st.Leader, st.Report = s.Phase, s.Run, s.Message, s.Holder, s.Report
-	st.StartedAt, st.SwitchedAt, st.CompletedAt = timeText(&s.StartedAt), timeText(s.SwitchedAt), timeText(s.CompletedAt)
+	st.StartedAt, st.SwitchedAt, st.CompletedAt = timeText(&s.StartedAt), timeText(s.SwitchedAt),
+		timeText(s.CompletedAt)
 	st.ID, st.Goal = s.ID, s.Goal
 	if s.Phase == PhaseError {
 		st.FailedPhase = s.Resume
@@ -189,7 +197,8 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	if s.Phase == PhaseSwitched {
-		st.WayBack = &WayBackStatus{Enabled: !m.cfg.WayBack.Disabled, Rounds: s.BackRounds, Rows: s.BackRows, Error: s.BackError}
+		st.WayBack = &WayBackStatus{Enabled: !m.cfg.WayBack.Disabled, Rounds: s.BackRounds, Rows: s.BackRows,
+			Error: s.BackError}
 		if s.BackAt != nil {
 			st.WayBack.LagSeconds = &s.BackAge
 		}
@@ -251,6 +260,10 @@ func (st *Status) addObjects(objects []SchemaObject) {
 		case ObjectFailed:
 			n.Failed++
 			st.Failed = append(st.Failed, FailedObject{Object: o.String(), Error: o.Error})
+		case ObjectLeftOut:
+			if !o.belongs() {
+				st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
+			}
 		case ObjectSkipped:
 			st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
 		case ObjectPending:
@@ -262,8 +275,8 @@ func (st *Status) addObjects(objects []SchemaObject) {
 // idleFor is how long it is believed that nothing waits, since nothing did: the journal is told every second.
 const idleFor = 3
 
-// addLog tells how large the change log is. What it may grow to, nobody knows; a tenth of the database, or a gigabyte beside a small one, is
-// a reason to look.
+// addLog tells how large the change log is. What it may grow to, nobody knows; a tenth of the database, or a gigabyte
+// beside a small one, is a reason to look.
 func (st *Status) addLog(s *State, tables []TableStatus) {
 	st.Log = &LogStatus{Bytes: s.LogBytes, AgeSeconds: s.LogAge}
 	var total int64
@@ -276,7 +289,8 @@ func (st *Status) addLog(s *State, tables []TableStatus) {
 		if s.Phase == PhaseSwitched {
 			here, there, otherwise = "target", "source", "complete the migration"
 		}
-		st.Log.Warning = fmt.Sprintf("The change log on the %s has grown to %.1f GB. It shrinks as soon as the %s has caught up; if the %[1]s runs out of disk before, make room, or %[4]s.",
+		st.Log.Warning = fmt.Sprintf("The change log on the %s has grown to %.1f GB. It shrinks as soon as the %s "+
+			"has caught up; if the %[1]s runs out of disk before, make room, or %[4]s.",
 			here, float64(s.LogBytes)/gigabyte, there, otherwise)
 	}
 }
@@ -290,7 +304,8 @@ func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgr
 		}
 		if r, ok := copying.tables[t.Table.ID]; ok {
 			summary.RowsInFlight, summary.BytesInFlight, summary.BytesPerSecond = r.rows, r.inFlight, r.now
-			summary.AverageBytesPerSecond, summary.ETASeconds = r.average(t.BytesCopied), r.left(t.BytesCopied, t.BytesTotal)
+			summary.AverageBytesPerSecond, summary.ETASeconds = r.average(t.BytesCopied), r.left(t.BytesCopied,
+				t.BytesTotal)
 		}
 		st.Tables = append(st.Tables, summary)
 		p.TablePhase[t.State]++
@@ -317,7 +332,8 @@ func (st *Status) addProgress(s *State, tables []TableStatus, copying *copyProgr
 	}
 	const quiet = 60
 	if s.Phase == PhaseReplicating && s.Run == StateRunning && s.SyncedAt != nil && s.SyncedAge > quiet {
-		p.StallDetection = StallDetection{true, fmt.Sprintf("no round was finished for %.0f seconds: is a process running?", s.SyncedAge)}
+		p.StallDetection = StallDetection{true, fmt.Sprintf("no round was finished for %.0f seconds: is a process "+
+			"running?", s.SyncedAge)}
 	}
 	if s.Phase == PhaseCopying {
 		p.ByteWeighted.InFlightBytes = copying.all.inFlight

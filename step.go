@@ -43,10 +43,14 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		}
 		return advance(PhaseConfiguring, "cloning the schema and installing capture")
 	case PhaseConfiguring:
-		if err := CloneSchema(ctx, src, dst, CloneSchemaConfig{Logger: m.log}); err != nil {
+		if err := CloneSchema(ctx, src, dst, CloneSchemaConfig{Logger: m.log, LeaveOut: m.cfg.LeaveOut,
+			dumped: m.dumped.Swap(nil)}); err != nil {
 			return err
 		}
 		if err := src.Claim(ctx, Claim{Migration: s.ID, Epoch: s.Epoch}, true); err != nil {
+			return err
+		}
+		if err := m.rehearse(ctx, s); err != nil { // before anything on the source waits for it
 			return err
 		}
 		if err := Capture(ctx, src, dst, CaptureConfig{Logger: m.log, OnEvent: m.publish}); err != nil {
@@ -98,7 +102,8 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 	return fmt.Errorf("there is nothing to do in phase %s", s.Phase)
 }
 
-// idle waits until the context is done, and watches how the log grows meanwhile. A slot goes on by that, so that it retains little; those of others, too.
+// idle waits until the context is done, and watches how the log grows meanwhile. A slot goes on by that, so that it
+// retains little; those of others, too.
 func (m *Migrator) idle(ctx context.Context, log ChangeLog, others ...ChangeLog) error {
 	for {
 		m.measure(ctx, log)

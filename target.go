@@ -27,6 +27,10 @@ type Target interface {
 	// Create creates the objects and marks them done in the journal.
 	Create(ctx context.Context, objects []SchemaObject) error
 
+	// Rehearse creates the objects that are pending, in their order, and rolls that back. Those in state left_out or
+	// skipped are not there. The error is not nil if the rehearsal could not be held.
+	Rehearse(ctx context.Context, objects []SchemaObject) (*Rehearsal, error)
+
 	// ChangeSchema carries out a change of the schema, and records what there is then. A step that has an object may
 	// fail, which is recorded with it; any other failure undoes all but the labels.
 	ChangeSchema(ctx context.Context, change *SchemaChange) error

@@ -31,6 +31,7 @@ type config struct {
 	wayBack        migrator.WayBackConfig
 	wayBackCapture migrator.CaptureMethod
 	schemaChanges  migrator.SchemaPolicy
+	leaveOut       []string
 
 	hookCommand []string
 	app         herokuapp.Config // whose database it is; App is empty if nothing is to be done about it
@@ -91,6 +92,11 @@ func readConfig(get func(string) string) *config {
 	c.indexes.Workers = int(e.number("INDEX_WORKERS", 1, mostWorkers))
 	c.schemaChanges = migrator.SchemaPolicy(e.choice("SCHEMA_CHANGES", string(migrator.SchemaForward),
 		string(migrator.SchemaPause), string(migrator.SchemaFail)))
+	for name := range strings.SplitSeq(e.text("LEAVE_OUT"), ";") {
+		if name = strings.TrimSpace(name); name != "" {
+			c.leaveOut = append(c.leaveOut, name)
+		}
+	}
 	c.cutover.Writers = migrator.WriterPolicy(e.choice("SWITCH_WRITERS", string(migrator.WritersWait),
 		string(migrator.WritersGiveUp), string(migrator.WritersTerminate)))
 	c.cutover.SequenceMargin = e.number("SEQUENCE_MARGIN", 0, 1<<40)

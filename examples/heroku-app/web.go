@@ -16,8 +16,8 @@ import (
 // logLines is how many lines the page can show.
 const logLines = 2000
 
-// web serves the dashboard, and with it the migration, until the context is done. It listens before anything else: whatever is wrong is shown
-// on the page.
+// web serves the dashboard, and with it the migration, until the context is done. It listens before anything else:
+// whatever is wrong is shown on the page.
 func web(ctx context.Context, c *config, log *slog.Logger) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("", c.port))
 	if err != nil {
@@ -56,7 +56,8 @@ func (c *config) handler(ctx context.Context, log *slog.Logger) (served http.Han
 	keep := dashboard.NewLog(log.Handler(), logLines)
 	logger := slog.New(keep)
 	cfg := dashboard.Config{
-		Password: c.password, Insecure: c.insecure, ReadOnly: c.readOnly, TrustedOrigins: c.origins, SourceURL: c.source, TargetURL: c.target,
+		Password: c.password, Insecure: c.insecure, ReadOnly: c.readOnly, TrustedOrigins: c.origins,
+		SourceURL: c.source, TargetURL: c.target,
 		Secrets: c.secrets, Log: keep, Settings: c.settings, Version: version(),
 	}
 	if c.insecure {
@@ -101,7 +102,8 @@ func (c *config) migrator(d *databases, log *slog.Logger) (*migrator.Migrator, e
 		return nil, err
 	}
 	return migrator.New(migrator.Config{
-		Source: d.src, Target: d.dst, Logger: log, Copy: c.copying, Indexes: c.indexes, Cutover: cutover, WayBack: c.wayBack,
-		SchemaChanges: c.schemaChanges, HoldBeforeCopy: true,
+		Source: d.src, Target: d.dst, Logger: log, Copy: c.copying, Indexes: c.indexes, Cutover: cutover,
+		WayBack:       c.wayBack,
+		SchemaChanges: c.schemaChanges, LeaveOut: c.leaveOut, HoldBeforeCopy: true,
 	})
 }

@@ -37,6 +37,9 @@ const usage = `heroku-migrate moves a live Heroku Postgres database to PlanetSca
 usage: heroku-migrate [flags] command [flags]
 
   preflight               print what could be in the way, and what to do about it
+      --leave-out NAME    for preflight and run: go without this object of the schema, by the name that the
+                          rehearsal prints ("view ops.slow"), and without what needs it. Can be repeated
+                          (default: $LEAVE_OUT, names separated by ;)
   run                     start the migration, or go on where it stands; SIGINT or SIGTERM stops it with its
                           state kept, a second one kills it. run does not switch by itself
       --until WHERE       stop at in-sync, switched or completed (default: go on until completed)
@@ -116,6 +119,7 @@ type options struct {
 	capture        string
 	sequenceMargin int64
 	noMargin       bool
+	leaveOut       []string
 	logLevel       slog.Level
 }
 
@@ -152,6 +156,10 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.capture, "capture", "", "")
 	fs.Int64Var(&o.sequenceMargin, "sequence-margin", 0, "")
 	fs.StringVar(&o.pgDump, "pg-dump", "", "")
+	fs.Func("leave-out", "", func(name string) error {
+		o.leaveOut = append(o.leaveOut, name)
+		return nil
+	})
 	fs.TextVar(&o.logLevel, "log-level", o.logLevel, "")
 	for len(args) > 0 {
 		if err := fs.Parse(args); err != nil {
@@ -172,10 +180,23 @@ func parse(args []string) (options, error) {
 			o.command, args = args[0], args[1:]
 		}
 	}
+	if len(o.leaveOut) == 0 {
+		o.leaveOut = names(os.Getenv("LEAVE_OUT"))
+	}
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	err := o.check(given)
 	return o, err
+}
+
+// names takes a list of names apart, in which commas may be a part of one.
+func names(list string) (all []string) {
+	for name := range strings.SplitSeq(list, ";") {
+		if name = strings.TrimSpace(name); name != "" {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 // word quotes an argument, unless it may be a URL that went astray, with a password in it.
@@ -197,13 +218,14 @@ func wantsJSON(args []string) bool {
 
 // flagsOf are the flags that only some commands have.
 var flagsOf = map[string][]string{
-	"run": {"capture", "until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook",
+	"run": {"leave-out", "capture", "until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook",
 		"heroku-app", "app-url", "way-back", "sequence-margin"},
 	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
 	"switch": {"capture", "force", "writers", "hook", "heroku-app", "app-url", "way-back", "sequence-margin"},
 	"revert": {"force", "writers", "hook", "heroku-app", "app-url", "way-back"},
 	"abort":  {"force"}, "verify": {"force"},
-	"preflight": {"way-back", "capture"}, "pause": nil, "resume": nil, "complete": nil, "help": nil, "version": nil,
+	"preflight": {"way-back", "capture", "leave-out"}, "pause": nil, "resume": nil, "complete": nil, "help": nil,
+	"version": nil,
 }
 
 func (o *options) check(given map[string]bool) error {
@@ -215,7 +237,7 @@ func (o *options) check(given map[string]bool) error {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
 	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers",
-		"hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin"} {
+		"hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin", "leave-out"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}
@@ -327,7 +349,7 @@ func run(o options, out *output) error {
 	}
 	m, err := migrator.New(migrator.Config{
 		Source: src, Target: dst, Logger: log, Copy: copying, SchemaChanges: migrator.SchemaPolicy(o.schemaChanges),
-		Cutover: cutover, WayBack: migrator.WayBackConfig{Disabled: o.wayBack == "off"},
+		Cutover: cutover, WayBack: migrator.WayBackConfig{Disabled: o.wayBack == "off"}, LeaveOut: o.leaveOut,
 	})
 	if err != nil {
 		return err

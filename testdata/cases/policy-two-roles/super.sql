@@ -1,0 +1,1 @@
+CREATE ROLE reporting NOLOGIN; CREATE ROLE "odd ""role""" NOLOGIN; CREATE ROLE shared NOLOGIN;
