@@ -20,21 +20,19 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 	if err != nil {
 		return nil, nil, err
 	}
-	known := map[string]string{}
-	leftOut := map[string]bool{}
+	known := map[string]SchemaObject{}
 	for _, o := range before {
 		if o.Type == typeNotNull || o.Type == typeCheck {
 			continue // ours
 		}
-		leftOut[o.String()] = o.State == ObjectLeftOut
-		known[o.String()] = o.SQL
+		known[o.key()] = o
 	}
 	var created, changed []string
 	for _, o := range now {
-		sql, ok := known[o.String()]
-		delete(known, o.String())
+		old, ok := known[o.key()]
+		delete(known, o.key())
 		switch {
-		case o.Type == typeViewData || sql == o.SQL || leftOut[o.String()]:
+		case o.Type == typeViewData || old.SQL == o.SQL || old.State == ObjectLeftOut:
 		case !ok && o.Type == "SEQUENCE":
 			hard = append(hard, fmt.Sprintf("The %s was created on the source after the migration began: create it "+
 				"on the target too, or drop it.", o))
@@ -45,9 +43,9 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 		}
 	}
 	var dropped []string
-	for name := range known {
-		if !leftOut[name] {
-			dropped = append(dropped, name)
+	for _, o := range known {
+		if o.State != ObjectLeftOut {
+			dropped = append(dropped, o.String())
 		}
 	}
 	slices.Sort(dropped)

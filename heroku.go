@@ -19,21 +19,23 @@ import (
 type HerokuConfig struct {
 	// MaxConns bounds the connections to the source. Default: 16, opened as they are needed.
 	MaxConns int
-	// URL delivers the URL anew, for each connection that is made: for credentials that are rotated, and servers that move. It has to return soon.
+	// URL delivers the URL anew, for each connection that is made: for credentials that are rotated, and servers that
+	// move. It has to return soon.
 	// Default: the URL that was given.
 	URL func(ctx context.Context) (string, error)
-	// Capture is how changes are captured. Default: by triggers, as Heroku allows nothing else. [CaptureDecoding] is for other sources.
+	// Capture is how changes are captured. Default: by triggers, as Heroku allows nothing else. [CaptureDecoding] is
+	// for other sources.
 	Capture CaptureMethod
-	// PgDump and PgRestore are the programs' paths. Default: the newest found, see [OpenHeroku].
-	PgDump, PgRestore string
+	// PgDump is the program's path. Default: the newest found, see [OpenHeroku].
+	PgDump string
 }
 
 // Heroku is a [Source] that captures changes by triggers: what a role without superuser rights and
 // without REPLICATION can do on Heroku Postgres, and on any other Postgres from version 13 on.
 type Heroku struct {
-	url   *address
-	pool  *pgxpool.Pool
-	tools dumpTools
+	url    *address
+	pool   *pgxpool.Pool
+	pgDump string
 
 	ops       operatorCache
 	decoder   *decoder
@@ -45,8 +47,8 @@ type Heroku struct {
 var _ Source = (*Heroku)(nil)
 
 // OpenHeroku prepares a source from its URL. It does not connect yet. A URL without sslmode gets
-// sslmode=require. pg_dump and pg_restore are looked for in PATH and where Debian, Ubuntu, Homebrew
-// and Heroku put them; the newest is taken.
+// sslmode=require. pg_dump is looked for in PATH and where Debian, Ubuntu, Homebrew and Heroku
+// put it; the newest is taken.
 func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, error) {
 	url, err := pgurl.Parse(rawURL)
 	if err != nil {
@@ -68,7 +70,7 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	h := &Heroku{url: at, pool: pool, tools: dumpTools{dump: cfg.PgDump, restore: cfg.PgRestore}}
+	h := &Heroku{url: at, pool: pool, pgDump: cfg.PgDump}
 	h.decoder = &decoder{method: cfg.Capture, side: "source", at: at, pool: pool, change: h.change, leads: h.claimed}
 	return h, nil
 }
@@ -95,18 +97,21 @@ func (h *Heroku) Claim(ctx context.Context, claim Claim, create bool) error {
 			if _, err := tx.Exec(ctx, sourceSchema); err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.migration (id) VALUES ($1)`, claim.Migration); err != nil {
+			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.migration (id) VALUES ($1)`,
+				claim.Migration); err != nil {
 				return err
 			}
 		}
 		var migration string
 		var epoch int64
-		err = tx.QueryRow(ctx, `SELECT id::text, epoch FROM heroku_migrator.migration FOR UPDATE`).Scan(&migration, &epoch)
+		err = tx.QueryRow(ctx, `SELECT id::text, epoch FROM heroku_migrator.migration FOR UPDATE`).Scan(&migration,
+			&epoch)
 		switch {
 		case err != nil:
 			return err
 		case migration != claim.Migration:
-			return refuse("run", "The source is being captured by another migration (%s): finish or abort that one first; if its target is gone, `heroku-migrate abort --force` removes what it left.", migration)
+			return refuse("run", "The source is being captured by another migration (%s): finish or abort that one "+
+				"first; if its target is gone, `heroku-migrate abort --force` removes what it left.", migration)
 		case epoch > claim.Epoch:
 			return ErrLostLead
 		}
@@ -139,9 +144,11 @@ CREATE TABLE heroku_migrator.migration (
 	trimmed  text,
 	slot     text NOT NULL DEFAULT '', -- from which changes are decoded
 	fenced   boolean NOT NULL DEFAULT false,
-	way_back text NOT NULL DEFAULT '', way_back_of bigint NOT NULL DEFAULT 0, way_back_on text NOT NULL DEFAULT '' -- position on the target; of which switch; applied on which server
+	way_back text NOT NULL DEFAULT '', way_back_of bigint NOT NULL DEFAULT 0,
+		way_back_on text NOT NULL DEFAULT '' -- position on the target; of which switch; applied on which server
 );
-CREATE TABLE heroku_migrator.silenced (relid oid NOT NULL, kind text NOT NULL, name text NOT NULL, state text NOT NULL, PRIMARY KEY (relid, kind, name));
+CREATE TABLE heroku_migrator.silenced (relid oid NOT NULL, kind text NOT NULL, name text NOT NULL, state text NOT NULL,
+	PRIMARY KEY (relid, kind, name));
 CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL, key text[] NOT NULL,
 	trimmed boolean NOT NULL DEFAULT false, here oid NOT NULL, decoded boolean NOT NULL DEFAULT false,
 	triggers name[]); -- of ours, on it
@@ -168,7 +175,8 @@ func (h *Heroku) change(ctx context.Context, fn func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, h.pool, func(tx pgx.Tx) error {
 		var current bool
 		err := tx.QueryRow(ctx, `
-			SELECT id = $1::uuid AND epoch = $2 FROM heroku_migrator.migration FOR SHARE`, claim.Migration, claim.Epoch).Scan(&current)
+			SELECT id = $1::uuid AND epoch = $2 FROM heroku_migrator.migration FOR SHARE`, claim.Migration,
+			claim.Epoch).Scan(&current)
 		if err != nil {
 			return err
 		}
@@ -183,11 +191,13 @@ func (h *Heroku) change(ctx context.Context, fn func(pgx.Tx) error) error {
 // before Postgres could choose the application as the victim of a deadlock with us.
 func lockBudget(ctx context.Context, tx pgx.Tx) (time.Duration, error) {
 	var ms int64
-	err := tx.QueryRow(ctx, `SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::int8`).Scan(&ms)
+	err := tx.QueryRow(ctx, `SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) *
+		1000)::int8`).Scan(&ms)
 	return min(time.Duration(ms)*time.Millisecond*8/10, lockTimeout), err
 }
 
-// lock takes a strong lock on a table (and its partitions, if the name says so) within the lock budget. Before, it takes one
+// lock takes a strong lock on a table (and its partitions, if the name says so) within the lock budget. Before, it
+// takes one
 // that only vacuum and DDL mind: an autovacuum gives way to whoever has waited for deadlock_timeout, which is
 // longer than the strong lock may be waited for, and nobody of the application queues behind this one. What is
 // to be done with the lock travels with the request for it, so that nobody waits for the network meanwhile.
@@ -201,12 +211,14 @@ func lock(ctx context.Context, tx pgx.Tx, name, mode, then string) error {
 		timeout time.Duration
 		each    bool // the time-out is for each lock, not for all
 		then    string
-	}{{"SHARE UPDATE EXCLUSIVE", budget * 2, true, ""}, {mode, budget, false, "; SET LOCAL statement_timeout = 0; " + then}} {
+	}{{"SHARE UPDATE EXCLUSIVE", budget * 2, true, ""}, {mode, budget, false, "; SET LOCAL statement_timeout = 0; " +
+		then}} {
 		all := l.timeout.Milliseconds()
 		if l.each {
 			all = 0
 		}
-		_, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; LOCK TABLE %s IN %s MODE%s`,
+		_, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; LOCK TABLE %s
+			IN %s MODE%s`,
 			l.timeout.Milliseconds(), all, name, l.mode, l.then))
 		switch {
 		case isBusy(ctx, err):
@@ -264,12 +276,15 @@ func holders(ctx context.Context, q querier, relations []Relation) string {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	rows, err := q.Query(ctx, `
-		SELECT DISTINCT CASE WHEN a.pid IS NOT NULL THEN format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename,
-		         coalesce(nullif(a.application_name, ''), 'no application name'), round(extract(epoch FROM now() - a.xact_start)))
+		SELECT DISTINCT CASE WHEN a.pid IS NOT NULL THEN format('pid %s (%s, %s, transaction open for %s s)', a.pid,
+			a.usename,
+		         coalesce(nullif(a.application_name, ''), 'no application name'), round(extract(epoch
+			FROM now() - a.xact_start)))
 		       ELSE `+preparedTransaction+` END
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.granted AND l.locktype = 'relation' AND l.relation = ANY ($1::oid[])
-		  AND l.mode IN ('RowExclusiveLock','ShareUpdateExclusiveLock','ShareLock','ShareRowExclusiveLock','ExclusiveLock','AccessExclusiveLock')
+		  AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+		                 'ExclusiveLock', 'AccessExclusiveLock')
 		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		  AND l.pid IS DISTINCT FROM pg_backend_pid()`, ids)
 	if err != nil {

@@ -242,10 +242,10 @@ func (h *Heroku) Inspect(ctx context.Context) ([]Finding, error) {
 }
 
 func (h *Heroku) inspectTools(ctx context.Context, id Identity) []Finding {
-	tools, err := pgdump.Find(ctx, h.tools.dump, h.tools.restore)
+	tools, err := pgdump.Find(ctx, h.pgDump)
 	switch {
 	case err != nil:
-		return []Finding{{Check: "pg_dump", Severity: SeverityBlocker, Message: fmt.Sprintf("pg_dump and pg_restore "+
+		return []Finding{{Check: "pg_dump", Severity: SeverityBlocker, Message: fmt.Sprintf("pg_dump "+
 			"cannot be used: %v.", err),
 			Remedy: fmt.Sprintf("Install the Postgres client programs, version %d or newer.", id.Major())}}
 	case tools.Major < id.Major():

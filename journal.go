@@ -39,29 +39,39 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
 	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb,
 	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT '', -- fingerprints: followed; shown to a person
-	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text, slot text NOT NULL DEFAULT '', revert_report jsonb); -- how often it was switched; how far the log of the way back was trimmed
-CREATE UNLOGGED TABLE IF NOT EXISTS heroku_migrator.canary (only_row boolean PRIMARY KEY DEFAULT true); -- see unlogged.go
+	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text,
+		slot text NOT NULL DEFAULT '', revert_report jsonb);
+			-- how often it was switched; how far the log of the way back was trimmed
+CREATE UNLOGGED TABLE IF NOT EXISTS heroku_migrator.canary (only_row boolean PRIMARY KEY DEFAULT true);
+	-- see unlogged.go
 -- Apart from the migration's row, since it is written all the time.
 CREATE TABLE IF NOT EXISTS heroku_migrator.progress (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rate_in float8 NOT NULL DEFAULT 0, rate_out float8 NOT NULL DEFAULT 0,
+	synced_at timestamptz, rows_waiting bigint NOT NULL DEFAULT 0, rate_in float8 NOT NULL DEFAULT 0,
+		rate_out float8 NOT NULL DEFAULT 0,
 	trend text NOT NULL DEFAULT 'steady', idle boolean NOT NULL DEFAULT false,
-	log_bytes bigint NOT NULL DEFAULT 0, log_from timestamptz NOT NULL DEFAULT clock_timestamp(), log_next text NOT NULL DEFAULT '', waits_for text NOT NULL DEFAULT '', waits_since timestamptz,
+	log_bytes bigint NOT NULL DEFAULT 0, log_from timestamptz NOT NULL DEFAULT clock_timestamp(),
+		log_next text NOT NULL DEFAULT '', waits_for text NOT NULL DEFAULT '', waits_since timestamptz,
 	rounds bigint NOT NULL DEFAULT 0,
 	rows_applied bigint NOT NULL DEFAULT 0, copy_share real NOT NULL DEFAULT 1, throttled text NOT NULL DEFAULT '',
-	back_at timestamptz, back_rounds bigint NOT NULL DEFAULT 0, back_rows bigint NOT NULL DEFAULT 0, back_error text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
+	back_at timestamptz, back_rounds bigint NOT NULL DEFAULT 0, back_rows bigint NOT NULL DEFAULT 0,
+		back_error text NOT NULL DEFAULT '', seen_at timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS heroku_migrator.tables (
 	id bigint PRIMARY KEY, spec jsonb NOT NULL, state text NOT NULL DEFAULT 'pending', plan int NOT NULL DEFAULT 0,
 	copied_at text NOT NULL DEFAULT '', -- of a table without a key: the snapshot that its rows were read from
 	captured boolean NOT NULL DEFAULT false, error text NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS heroku_migrator.chunks (
-	table_id bigint NOT NULL REFERENCES heroku_migrator.tables, no int NOT NULL, priority bigint NOT NULL, spec jsonb NOT NULL,
+	table_id bigint NOT NULL REFERENCES heroku_migrator.tables, no int NOT NULL, priority bigint NOT NULL,
+		spec jsonb NOT NULL,
 	bytes bigint NOT NULL, done boolean NOT NULL DEFAULT false, rows bigint, stream_bytes bigint,
 	began_at timestamptz, done_at timestamptz, copied_by text, PRIMARY KEY (table_id, no));
 CREATE INDEX IF NOT EXISTS chunks_todo ON heroku_migrator.chunks (priority, no) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS heroku_migrator.objects (
 	id int PRIMARY KEY, stage text NOT NULL, type text NOT NULL, schema text NOT NULL, name text NOT NULL,
-	table_id bigint NOT NULL, sql text NOT NULL, undo text NOT NULL, state text NOT NULL, error text NOT NULL DEFAULT '');
+	table_id bigint NOT NULL, sql text NOT NULL, undo text NOT NULL, state text NOT NULL,
+		error text NOT NULL DEFAULT '',
+	parent jsonb NOT NULL DEFAULT '{}', drop_sql text NOT NULL DEFAULT '', needs int[] NOT NULL DEFAULT '{}',
+	class bigint NOT NULL DEFAULT 0, oid bigint NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS heroku_migrator.commands (
 	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, name text NOT NULL, force boolean NOT NULL,
 	state text NOT NULL DEFAULT 'pending', posted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -80,14 +90,15 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.events (
 
 // State is the journal's main row.
 type State struct {
-	ID      string
-	Epoch   int64
-	Holder  string // who leads or led last: host and process
-	Phase   Phase
-	Resume  Phase // in PhaseError: the phase that failed
-	Run     RunState
-	Pending CommandName // CommandSwitch or CommandRevert while one is under way: found after a crash, it is undone or finished
-	Goal    Phase       // while cleaning up: PhaseCompleted or PhaseAborted
+	ID     string
+	Epoch  int64
+	Holder string // who leads or led last: host and process
+	Phase  Phase
+	Resume Phase // in PhaseError: the phase that failed
+	Run    RunState
+	// CommandSwitch or CommandRevert while one is under way: found after a crash, it is undone or finished
+	Pending CommandName
+	Goal    Phase // while cleaning up: PhaseCompleted or PhaseAborted
 
 	StartedAt, PhaseAt      time.Time
 	SwitchedAt, CompletedAt *time.Time
@@ -150,16 +161,23 @@ func (j *Journal) State(ctx context.Context) (*State, error) {
 	var position, captured, next string
 	var report, revertReport, verification []byte
 	err := j.pool.QueryRow(ctx, `
-		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at, completed_at,
+		SELECT m.id::text, l.epoch, l.holder, phase, resume, run, pending, goal, started_at, phase_at, switched_at,
+			completed_at,
 		       error, message, position, captured, report, schema, schema_seen, p.synced_at,
-		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rate_in, p.rate_out, p.trend, p.idle,
-		       p.log_bytes, extract(epoch FROM clock_timestamp() - p.log_from)::float8, p.log_next, p.waits_for, p.waits_since, p.rounds, p.rows_applied,
-		       switches, verification, revert_report, p.back_at, coalesce(extract(epoch FROM clock_timestamp() - p.back_at), 0)::float8, p.back_rounds, p.back_rows, p.back_error, `+emptied+`
+		       coalesce(extract(epoch FROM clock_timestamp() - p.synced_at), 0)::float8, p.rows_waiting, p.rate_in,
+			p.rate_out, p.trend, p.idle,
+		       p.log_bytes, extract(epoch FROM clock_timestamp() - p.log_from)::float8, p.log_next, p.waits_for,
+			p.waits_since, p.rounds, p.rows_applied,
+		       switches, verification, revert_report, p.back_at, coalesce(extract(epoch
+			FROM clock_timestamp() - p.back_at), 0)::float8, p.back_rounds, p.back_rows, p.back_error, `+emptied+`
 		FROM heroku_migrator.migration m, heroku_migrator.leader l, heroku_migrator.progress p`).
 		Scan(&s.ID, &s.Epoch, &s.Holder, &s.Phase, &s.Resume, &s.Run, &s.Pending, &s.Goal, &s.StartedAt, &s.PhaseAt,
-			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema, &s.SchemaSeen, &s.SyncedAt, &s.SyncedAge,
-			&s.Lag.Waiting, &s.Lag.In, &s.Lag.Out, &s.Lag.Trend, &s.Lag.Idle, &s.LogBytes, &s.LogAge, &next, &s.WaitsFor, &s.WaitsSince,
-			&s.Rounds, &s.RowsApplied, &s.Switches, &verification, &revertReport, &s.BackAt, &s.BackAge, &s.BackRounds, &s.BackRows, &s.BackError, &s.Emptied)
+			&s.SwitchedAt, &s.CompletedAt, &s.Error, &s.Message, &position, &captured, &report, &s.Schema,
+			&s.SchemaSeen, &s.SyncedAt, &s.SyncedAge,
+			&s.Lag.Waiting, &s.Lag.In, &s.Lag.Out, &s.Lag.Trend, &s.Lag.Idle, &s.LogBytes, &s.LogAge, &next,
+			&s.WaitsFor, &s.WaitsSince,
+			&s.Rounds, &s.RowsApplied, &s.Switches, &verification, &revertReport, &s.BackAt, &s.BackAge, &s.BackRounds,
+			&s.BackRows, &s.BackError, &s.Emptied)
 	if errors.Is(err, pgx.ErrNoRows) || sqlState(err) == "42P01" || sqlState(err) == "3F000" {
 		return nil, ErrNoMigration
 	}
@@ -213,7 +231,8 @@ func (j *Journal) tx(ctx context.Context, fn func(pgx.Tx) error) error {
 // and a transaction that failed cannot be committed. All of it is one round trip.
 func (j *Journal) commit(ctx context.Context, conn *pgxpool.Conn, last *pgx.Batch) error {
 	mine := j.epoch.Load()
-	last.Queue(`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = $1 FOR SHARE) AS mine`, mine).
+	last.Queue(`SELECT 1 / count(*) FROM (SELECT FROM heroku_migrator.leader WHERE epoch = $1 FOR SHARE) AS mine`,
+		mine).
 		QueryRow(func(row pgx.Row) error {
 			err := row.Scan(new(int64))
 			switch {
@@ -285,8 +304,10 @@ func advance(ctx context.Context, tx pgx.Tx, from, to Phase, message string) err
 		return fmt.Errorf("phase %s cannot follow %s", to, from)
 	}
 	tag, err := tx.Exec(ctx, `
-		UPDATE heroku_migrator.migration SET phase = $2, resume = '', error = '', message = $3, phase_at = clock_timestamp(),
-			switched_at = CASE $2 WHEN 'switched' THEN clock_timestamp() WHEN 'replicating' THEN NULL ELSE switched_at END
+		UPDATE heroku_migrator.migration SET phase = $2, resume = '', error = '', message = $3,
+			phase_at = clock_timestamp(),
+			switched_at = CASE $2 WHEN 'switched' THEN clock_timestamp() WHEN 'replicating' THEN NULL
+				ELSE switched_at END
 		WHERE phase = $1`, string(from), string(to), message)
 	if err != nil {
 		return err
@@ -294,14 +315,16 @@ func advance(ctx context.Context, tx pgx.Tx, from, to Phase, message string) err
 	if tag.RowsAffected() == 0 {
 		return fmt.Errorf("the phase is not %s any more", from)
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.events (kind, phase, message) VALUES ('phase', $1, $2)`, string(to), message)
+	_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.events (kind, phase, message) VALUES ('phase', $1, $2)`,
+		string(to), message)
 	return err
 }
 
 // Fail records that the phase failed in a way that needs a person.
 func (j *Journal) Fail(ctx context.Context, phase Phase, cause error) error {
 	return j.exec(ctx, "record the failure", `
-		UPDATE heroku_migrator.migration SET resume = CASE WHEN phase = 'error' THEN resume ELSE phase END, phase = 'error',
+		UPDATE heroku_migrator.migration SET resume = CASE WHEN phase = 'error' THEN resume
+			ELSE phase END, phase = 'error',
 			error = $1, phase_at = clock_timestamp() WHERE phase IN ('error', $2)`, cause.Error(), string(phase))
 }
 
@@ -318,7 +341,8 @@ func (j *Journal) SetPending(ctx context.Context, name CommandName) error {
 // beginAttempt counts attempts to switch.
 func (j *Journal) beginAttempt(ctx context.Context) (n int64, err error) {
 	err = j.tx(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, `UPDATE heroku_migrator.migration SET attempts = attempts + 1 RETURNING attempts`).Scan(&n)
+		return tx.QueryRow(ctx, `UPDATE heroku_migrator.migration SET attempts = attempts + 1 RETURNING attempts`).Scan(
+			&n)
 	})
 	if err != nil {
 		err = fmt.Errorf("journal: count an attempt to switch: %w", err)
@@ -333,7 +357,8 @@ func (j *Journal) settle(ctx context.Context, finish func(Phase) error) error {
 	err := j.tx(ctx, func(tx pgx.Tx) error {
 		var phase Phase
 		var pending string
-		if err := tx.QueryRow(ctx, `SELECT phase, pending FROM heroku_migrator.migration FOR UPDATE`).Scan(&phase, &pending); err != nil || pending == "" {
+		if err := tx.QueryRow(ctx, `SELECT phase, pending FROM heroku_migrator.migration FOR UPDATE`).Scan(&phase,
+			&pending); err != nil || pending == "" {
 			return err
 		}
 		if err := finish(phase); err != nil {
@@ -351,7 +376,8 @@ func (j *Journal) settle(ctx context.Context, finish func(Phase) error) error {
 // SetGoal notes what cleaning up leads to, together with the phase.
 func (j *Journal) SetGoal(ctx context.Context, from, goal Phase, message string) error {
 	err := j.tx(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET goal = $1, run = 'running'`, string(goal)); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET goal = $1, run = 'running'`,
+			string(goal)); err != nil {
 			return err
 		}
 		return advance(ctx, tx, from, PhaseCleaningUp, message)
@@ -364,7 +390,8 @@ func (j *Journal) SetGoal(ctx context.Context, from, goal Phase, message string)
 
 // SetCaptured notes where capture is about to be installed.
 func (j *Journal) SetCaptured(ctx context.Context, at Position) error {
-	return j.exec(ctx, "note where capture is installed", `UPDATE heroku_migrator.migration SET captured = $1`, at.String())
+	return j.exec(ctx, "note where capture is installed", `UPDATE heroku_migrator.migration SET captured = $1`,
+		at.String())
 }
 
 // setSchema notes the fingerprint of the schema that the tables are recorded with.
@@ -374,18 +401,21 @@ func (j *Journal) setSchema(ctx context.Context, fingerprint string) error {
 
 // pauseForSchema pauses, and notes which schema a person is shown.
 func (j *Journal) pauseForSchema(ctx context.Context, fingerprint, message string) error {
-	return j.exec(ctx, "pause", `UPDATE heroku_migrator.migration SET run = 'paused', schema_seen = $1, message = $2`, fingerprint, message)
+	return j.exec(ctx, "pause", `UPDATE heroku_migrator.migration SET run = 'paused', schema_seen = $1, message = $2`,
+		fingerprint, message)
 }
 
 // SetMessage says in words what happens now.
 func (j *Journal) SetMessage(ctx context.Context, message string) error {
-	return j.exec(ctx, "set the message", `UPDATE heroku_migrator.migration SET message = $1 WHERE message <> $1`, message)
+	return j.exec(ctx, "set the message", `UPDATE heroku_migrator.migration SET message = $1 WHERE message <> $1`,
+		message)
 }
 
 // Record adds an event to the timeline.
 func (j *Journal) Record(ctx context.Context, e Event) error {
 	return j.exec(ctx, "record an event", `
-		INSERT INTO heroku_migrator.events (kind, phase, message) SELECT $1, phase, $2 FROM heroku_migrator.migration`, string(e.Kind), e.Message)
+		INSERT INTO heroku_migrator.events (kind, phase, message) SELECT $1, phase, $2 FROM heroku_migrator.migration`,
+		string(e.Kind), e.Message)
 }
 
 // Drop removes the journal: the migration's last act.

@@ -28,7 +28,8 @@ func insertTables(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 		}
 		ids[i], specs[i] = int64(t.ID), spec
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.tables (id, spec) SELECT id, spec::jsonb FROM unnest($1::int8[], $2::text[]) AS t(id, spec) ON CONFLICT (id) DO NOTHING`, ids, specs)
+	_, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.tables (id, spec) SELECT id, spec::jsonb
+		FROM unnest($1::int8[], $2::text[]) AS t(id, spec) ON CONFLICT (id) DO NOTHING`, ids, specs)
 	return err
 }
 
@@ -51,18 +52,21 @@ func (j *Journal) addSchema(ctx context.Context, cat *Catalog, objects []SchemaO
 
 // MarkCaptured notes that the table's capture is committed on the source.
 func (j *Journal) MarkCaptured(ctx context.Context, table *Table) error {
-	return j.exec(ctx, "mark a table captured", `UPDATE heroku_migrator.tables SET captured = true WHERE id = $1`, table.ID)
+	return j.exec(ctx, "mark a table captured", `UPDATE heroku_migrator.tables SET captured = true WHERE id = $1`,
+		table.ID)
 }
 
 // SetTable moves a table from one state to another. It does nothing if the table is in another state than from.
 func (j *Journal) SetTable(ctx context.Context, table *Table, from, to TableState) error {
-	return j.exec(ctx, "set a table's state", `UPDATE heroku_migrator.tables SET state = $3 WHERE id = $1 AND state = $2`, table.ID, string(from), string(to))
+	return j.exec(ctx, "set a table's state", `UPDATE heroku_migrator.tables SET state = $3
+		WHERE id = $1 AND state = $2`, table.ID, string(from), string(to))
 }
 
 // Tables reads the tables with their progress.
 func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 	rows, err := j.pool.Query(ctx, `
-		SELECT t.spec, t.state, t.plan, t.captured, t.error, t.copied_at, coalesce(c.rows, 0), coalesce(c.copied, 0), c.total, coalesce(c.stream, 0),
+		SELECT t.spec, t.state, t.plan, t.captured, t.error, t.copied_at, coalesce(c.rows, 0), coalesce(c.copied, 0),
+			c.total, coalesce(c.stream, 0),
 		       c.n, c.done
 		FROM heroku_migrator.tables t CROSS JOIN LATERAL (
 			SELECT sum(rows)::int8 AS rows, (sum(bytes) FILTER (WHERE done))::int8 AS copied, sum(bytes)::int8 AS total,
@@ -76,7 +80,8 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 		var spec []byte
 		var total *int64
 		var copiedAt string
-		err = row.Scan(&spec, &s.State, &s.Plan, &s.Captured, &s.Error, &copiedAt, &s.RowsCopied, &s.BytesCopied, &total, &s.StreamBytes, &s.Chunks, &s.ChunksDone)
+		err = row.Scan(&spec, &s.State, &s.Plan, &s.Captured, &s.Error, &copiedAt, &s.RowsCopied, &s.BytesCopied,
+			&total, &s.StreamBytes, &s.Chunks, &s.ChunksDone)
 		if err != nil {
 			return s, err
 		}
@@ -102,7 +107,8 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 // chunksLeft counts the chunks that are not done, and tables that are still to be cut into some.
 func (j *Journal) chunksLeft(ctx context.Context) (left int, err error) {
 	err = j.pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM heroku_migrator.chunks WHERE NOT done) + (SELECT count(*) FROM heroku_migrator.tables WHERE state = 'pending')`).Scan(&left)
+		SELECT (SELECT count(*) FROM heroku_migrator.chunks WHERE NOT done) + (SELECT count(*)
+			FROM heroku_migrator.tables WHERE state = 'pending')`).Scan(&left)
 	if err != nil {
 		err = fmt.Errorf("journal: count chunks: %w", err)
 	}
@@ -111,7 +117,8 @@ func (j *Journal) chunksLeft(ctx context.Context) (left int, err error) {
 
 // setThrottle notes at which share of full speed rows are copied, and why.
 func (j *Journal) setThrottle(ctx context.Context, share float64, reason string) error {
-	return j.exec(ctx, "note the throttle", `UPDATE heroku_migrator.progress SET copy_share = $1, throttled = $2`, share, reason)
+	return j.exec(ctx, "note the throttle", `UPDATE heroku_migrator.progress SET copy_share = $1, throttled = $2`,
+		share, reason)
 }
 
 // setFilenodes notes which files hold the table, for whoever looks for rewrites later.
@@ -148,10 +155,18 @@ func withFilenodes(spec []byte, now map[uint32]uint32) ([]byte, error) {
 
 func insertObjects(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	_, err := tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "objects"},
-		[]string{"id", "stage", "type", "schema", "name", "table_id", "sql", "undo", "state", "error"},
+		[]string{
+			"id", "stage", "type", "schema", "name", "table_id", "sql", "undo", "state", "error",
+			"parent", "drop_sql", "needs", "class", "oid",
+		},
 		pgx.CopyFromSlice(len(objects), func(i int) ([]any, error) {
 			o := objects[i]
-			return []any{o.ID, string(o.Stage), o.Type, o.Schema, o.Name, int64(o.Table), o.SQL, o.Undo, string(o.State), o.Error}, nil
+			needs := append([]int{}, o.Needs...)
+			return []any{
+				o.ID, string(o.Stage), o.Type, o.Schema, o.Name, int64(o.Table), o.SQL, o.Undo, string(o.State),
+				o.Error,
+				o.Parent, o.Drop, needs, int64(o.Class), int64(o.OID),
+			}, nil
 		}))
 	return err
 }
@@ -163,12 +178,15 @@ func jsonText(v any) (string, error) {
 
 // Objects reads the schema, in the order of creation.
 func (j *Journal) Objects(ctx context.Context) ([]SchemaObject, error) {
-	rows, err := j.pool.Query(ctx, `SELECT id, stage, type, schema, name, table_id, sql, undo, state, error FROM heroku_migrator.objects ORDER BY id`)
+	rows, err := j.pool.Query(ctx, `
+		SELECT id, stage, type, schema, name, table_id, sql, undo, state, error, parent, drop_sql, needs, class, oid
+		FROM heroku_migrator.objects ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("journal: read objects: %w", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o SchemaObject, err error) {
-		err = row.Scan(&o.ID, &o.Stage, &o.Type, &o.Schema, &o.Name, &o.Table, &o.SQL, &o.Undo, &o.State, &o.Error)
+		err = row.Scan(&o.ID, &o.Stage, &o.Type, &o.Schema, &o.Name, &o.Table, &o.SQL, &o.Undo, &o.State, &o.Error,
+			&o.Parent, &o.Drop, &o.Needs, &o.Class, &o.OID)
 		return o, err
 	})
 	if err != nil {
@@ -179,5 +197,6 @@ func (j *Journal) Objects(ctx context.Context) ([]SchemaObject, error) {
 
 // MarkObject records what became of an object.
 func (j *Journal) MarkObject(ctx context.Context, id int, state ObjectState, reason string) error {
-	return j.exec(ctx, "mark an object", `UPDATE heroku_migrator.objects SET state = $2, error = $3 WHERE id = $1`, id, string(state), reason)
+	return j.exec(ctx, "mark an object", `UPDATE heroku_migrator.objects SET state = $2, error = $3 WHERE id = $1`, id,
+		string(state), reason)
 }

@@ -43,14 +43,22 @@ const (
 type SchemaObject struct {
 	ID     int
 	Stage  Stage
-	Type   string // as pg_restore names it
+	Type   string // as pg_dump names it
 	Schema string
-	Name   string // as pg_restore names it
-	Table  uint32 // the table it belongs to, if it is created with it
+	Name   string // as pg_dump tags it: "table constraint" for a constraint, for example
+	Table  uint32 // the table it belongs to, if it is created with it: the root of a partition
 	SQL    string
 	Undo   string // for StageSwitch: takes it away again, for a revert
 	State  ObjectState
 	Error  string
+
+	// Parent is the relation that it is part of, if it is part of one: constraints, indexes, triggers, rules, policies,
+	// defaults, statistics, and comments on a relation or on one of these.
+	Parent Relation
+	Drop   string // the statement that drops it, if pg_dump has one
+	Needs  []int  // IDs of objects that are created before it because it depends on them
+	// Class and OID are its row in the source's catalog; zero if it has none of its own.
+	Class, OID uint32
 }
 
 func (o SchemaObject) String() string {
@@ -61,10 +69,30 @@ func (o SchemaObject) String() string {
 	return strings.ToLower(o.Type) + " " + name
 }
 
-// dumpTools finds pg_dump and pg_restore when they are first needed.
-type dumpTools struct{ dump, restore string }
+// key tells objects apart. A tag alone does not: where the table's name in it ends, a space does not tell.
+func (o SchemaObject) key() string {
+	if own := o.ownName(); own != o.Name {
+		return strings.Join([]string{o.Type, o.Schema, o.Parent.Name, own}, "\x00")
+	}
+	return strings.Join([]string{o.Type, o.Schema, o.Name}, "\x00")
+}
 
-// DumpSchema implements [Source] by pg_dump and pg_restore. They and we look at one snapshot.
+// ownName is its name within the relation that it is part of.
+func (o SchemaObject) ownName() string {
+	switch o.Type {
+	case "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT", "TRIGGER", "RULE", "POLICY", "DEFAULT", typeValidation,
+		typeNotNull, typeCheck:
+		return strings.TrimPrefix(o.Name, o.Parent.Name+" ")
+	}
+	return o.Name
+}
+
+// constraint is the same for a constraint and its validation.
+func (o SchemaObject) constraint() string {
+	return strings.Join([]string{o.Schema, o.Parent.Name, o.ownName()}, "\x00")
+}
+
+// DumpSchema implements [Source] by pg_dump. It and we look at one snapshot.
 func (h *Heroku) DumpSchema(ctx context.Context) (objects []SchemaObject, fingerprint string, err error) {
 	err = pgx.BeginTxFunc(ctx, h.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
 		func(tx pgx.Tx) error {
@@ -81,7 +109,7 @@ func (h *Heroku) DumpSchema(ctx context.Context) (objects []SchemaObject, finger
 }
 
 func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, error) {
-	tools, err := pgdump.Find(ctx, h.tools.dump, h.tools.restore)
+	tools, err := pgdump.Find(ctx, h.pgDump)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +121,8 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	if err := tx.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
 		return nil, err
 	}
-	entries, err := pgdump.Schema(ctx, tools, url.LibpqEnv(), SchemaName, snapshot)
+	entries, err := pgdump.Schema(ctx, tools, url.LibpqEnv(), pgdump.SchemaOptions{Snapshot: snapshot,
+		LeaveOut: []string{SchemaName}})
 	if failed := new(pgdump.Error); errors.As(err, &failed) {
 		if failed.LockTimeout() {
 			return nil, fmt.Errorf("%w: another session holds an exclusive lock on a table", ErrBusy)
@@ -110,20 +139,10 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	if err != nil {
 		return nil, err
 	}
-	var objects []SchemaObject
-	for _, e := range entries {
-		if strings.Contains(e.SQL, `TRIGGER "heroku_migrator_`) || (strings.HasPrefix(e.Type, "PUBLICATION") &&
-			strings.HasPrefix(e.Name, decodeName)) {
-			continue // ours
-		}
-		o := SchemaObject{ID: len(objects) + 1, Type: e.Type, Schema: e.Schema, Name: e.Name, SQL: e.SQL,
-			State: ObjectPending}
-		owner := owners[e.Type+"\x00"+e.Schema+"\x00"+e.Name]
-		objects = append(objects, o.placed(e.Section, owner))
-	}
+	objects := placedObjects(entries, owners)
 	for i, o := range objects {
 		if adding, validation, ok := o.unvalidated(); ok {
-			validation.ID = len(objects) + 1
+			validation.ID, validation.Needs = len(objects)+1, []int{o.ID}
 			objects[i] = adding
 			objects = append(objects, validation)
 		}
@@ -148,7 +167,7 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	return objects, nil
 }
 
-// Types of objects that pg_restore does not know.
+// Types of objects that pg_dump does not know.
 const (
 	typeViewData   = "MATERIALIZED VIEW DATA" // fills a materialised view
 	typeValidation = "FK VALIDATION"          // looks whether all rows satisfy a foreign key
@@ -163,8 +182,9 @@ func (o SchemaObject) unvalidated() (adding, validation SchemaObject, ok bool) {
 		return o, validation, false
 	}
 	validation = SchemaObject{
-		Stage: o.Stage, Type: typeValidation, Schema: o.Schema, Name: o.Name, Table: o.Table, State: ObjectPending,
-		SQL: strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1),
+		Stage: o.Stage, Type: typeValidation, Schema: o.Schema, Name: o.Name, Table: o.Table, Parent: o.Parent,
+		State: ObjectPending,
+		SQL:   strings.Replace(o.Undo, " DROP CONSTRAINT IF EXISTS ", " VALIDATE CONSTRAINT ", 1),
 	}
 	o.SQL = sql + " NOT VALID;"
 	return o, validation, true
@@ -224,114 +244,6 @@ func viewOrder(ctx context.Context, q querier) ([]filledView, error) {
 	})
 }
 
-// objectOwner says to which table an object belongs, and how to take it away.
-type objectOwner struct {
-	table  uint32
-	undo   string
-	always bool // a trigger that fires in sessions with session_replication_role = replica
-	late   bool // it uses a function that exists only when all keys do
-}
-
-// placed decides when an object is created.
-func (o SchemaObject) placed(section pgdump.Section, owner objectOwner) SchemaObject {
-	o.Undo = owner.undo
-	switch {
-	case section == pgdump.PreData:
-		o.Stage = StageTables
-		if o.Type == "SCHEMA" { // public exists already, and others may
-			o.SQL = strings.Replace(o.SQL, "CREATE SCHEMA ", "CREATE SCHEMA IF NOT EXISTS ", 1)
-		}
-	case o.Type == "FK CONSTRAINT":
-		o.Stage, o.Table = StageForeign, owner.table
-	case o.Type == "RULE" && strings.HasSuffix(o.Name, " _RETURN"): // a view's body, which had to wait for a key
-		o.Stage = StageFinish
-	case o.Type == "RULE", o.Type == "TRIGGER" && owner.always,
-		o.Type == "COMMENT" && (strings.HasPrefix(o.Name, "TRIGGER ") || strings.HasPrefix(o.Name, "RULE ")):
-		o.Stage = StageSwitch
-	case owner.table != 0 && o.Type != "TRIGGER" && !owner.late:
-		o.Stage, o.Table = StageIndexes, owner.table
-	default:
-		o.Stage = StageFinish
-	}
-	if o.Stage == StageFinish || o.Stage == StageSwitch {
-		o.Table = owner.table
-	}
-	return o
-}
-
-// objectTables maps what pg_restore calls an object to its table: indexes, constraints, statistics, triggers, rules.
-// Those of partitions belong to the root.
-//
-// A function written BEGIN ATOMIC may rely on a primary key (GROUP BY id), of any table. pg_dump has it after the keys
-// then, and what uses it in an expression (late) cannot be created together with its own table's indexes.
-func objectTables(ctx context.Context, q querier) (map[string]objectOwner, error) {
-	rows, err := q.Query(ctx, `
-		WITH RECURSIVE late AS (
-			SELECT classid, objid FROM pg_depend WHERE classid = 'pg_proc'::regclass AND refclassid =
-				'pg_constraint'::regclass
-			UNION
-			SELECT d.classid, d.objid FROM late l JOIN pg_depend d ON d.refclassid = l.classid AND d.refobjid = l.objid
-			WHERE d.classid IN ('pg_proc'::regclass, 'pg_constraint'::regclass, 'pg_statistic_ext'::regclass)
-			   OR (d.classid = 'pg_class'::regclass AND EXISTS (SELECT 1 FROM pg_index x WHERE x.indexrelid =
-				d.objid))),
-		rel AS (
-			SELECT c.oid, n.nspname, c.relname, c.relkind,
-			       coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, n) ORDER
-				BY n DESC LIMIT 1), c.oid) AS root
-			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE c.relkind IN ('r', 'p', 'v') AND `+userRelations+`)
-		SELECT 'INDEX', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid =
-			'pg_class'::regclass)
-		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
-		UNION ALL
-		SELECT 'INDEX ATTACH', r.nspname, i.relname, r.root, '', false, i.oid IN (SELECT objid FROM late WHERE classid =
-			'pg_class'::regclass)
-		FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN rel r ON r.oid = x.indrelid
-		UNION ALL
-		SELECT CASE k.contype WHEN 'f' THEN 'FK CONSTRAINT' WHEN 'c' THEN 'CHECK CONSTRAINT' ELSE 'CONSTRAINT' END,
-		       r.nspname, r.relname || ' ' || k.conname, r.root,
-		       format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', r.nspname, r.relname, k.conname), false,
-		       k.oid IN (SELECT objid FROM late WHERE classid = 'pg_constraint'::regclass) OR k.conindid IN (SELECT
-			objid FROM late WHERE classid = 'pg_class'::regclass)
-		FROM pg_constraint k JOIN rel r ON r.oid = k.conrelid
-		UNION ALL
-		SELECT 'STATISTICS', n.nspname, s.stxname, r.root, '', false, s.oid IN (SELECT objid FROM late WHERE classid =
-			'pg_statistic_ext'::regclass)
-		FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace JOIN rel r ON r.oid = s.stxrelid
-		UNION ALL
-		SELECT 'TRIGGER', r.nspname, r.relname || ' ' || t.tgname, r.root,
-		       CASE WHEN t.tgparentid = 0 THEN format('DROP TRIGGER IF EXISTS %I ON %I.%I', t.tgname, r.nspname,
-			r.relname)
-			ELSE format('DO $undo$ BEGIN ALTER TABLE ONLY %I.%I DISABLE TRIGGER %I; EXCEPTION '
-				|| 'WHEN undefined_object OR undefined_table THEN NULL; END $undo$',
-			            r.nspname, r.relname, t.tgname) END, -- the clone of a root's trigger, which may stay
-		       t.tgenabled IN ('A', 'R') OR EXISTS (
-			SELECT 1 FROM pg_trigger p JOIN pg_class pc ON pc.oid = p.tgrelid
-			WHERE t.tgparentid <> 0 AND p.tgname = t.tgname AND p.tgrelid = r.root AND p.tgenabled IN ('A', 'R')), false
-		FROM pg_trigger t JOIN rel r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
-		UNION ALL
-		SELECT 'RULE', r.nspname, r.relname || ' ' || w.rulename, r.root,
-		       format('DROP RULE IF EXISTS %I ON %I.%I', w.rulename, r.nspname, r.relname), false, false
-		FROM pg_rewrite w JOIN rel r ON r.oid = w.ev_class WHERE w.rulename <> '_RETURN'`)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	owners := map[string]objectOwner{}
-	for rows.Next() {
-		var kind, schema, name string
-		var o objectOwner
-		if err := rows.Scan(&kind, &schema, &name, &o.table, &o.undo, &o.always, &o.late); err != nil {
-			return nil, err
-		}
-		owners[kind+"\x00"+oneLine.Replace(schema)+"\x00"+oneLine.Replace(name)] = o
-	}
-	return owners, rows.Err()
-}
-
-// oneLine does to names what pg_restore does in its comments.
-var oneLine = strings.NewReplacer("\n", " ", "\r", " ")
-
 // CloneSchemaConfig configures [CloneSchema]. The zero value is good.
 type CloneSchemaConfig struct {
 	// LeaveOut names objects that are not created on the target, see [Config].
@@ -373,8 +285,7 @@ func CloneSchema(ctx context.Context, src Source, dst Target, cfg CloneSchemaCon
 		}
 		for i := range objects {
 			o := &objects[i]
-			constraint := o.Stage == StageFinish && o.Type == "COMMENT" && strings.HasPrefix(o.Name, "CONSTRAINT ")
-			if !capable && (o.Stage == StageForeign || o.Type == "TRIGGER" || constraint) {
+			if !capable && (o.Stage == StageForeign || o.Type == "TRIGGER" || o.commentsOn(objects, "FK CONSTRAINT")) {
 				o.Stage = StageSwitch // they would fire for every change that is applied
 			}
 		}

@@ -33,8 +33,11 @@ type undone struct {
 
 func newSchemaDiff(p *schemaPlan, before []SchemaObject, early bool) *schemaDiff {
 	d := &schemaDiff{
-		schemaPlan: p, early: early, columns: map[string]string{}, names: map[string]string{}, newTables: map[string]bool{}, dropped: map[string]bool{}, relabeled: map[string]string{}, typeNames: map[string]string{}, oldTypes: map[string]string{},
-		relationsDiff: relationsDiff{apart: map[string]bool{}, taken: map[Relation]bool{}, touched: map[uint32]bool{}, left: map[uint32]bool{}, anew: map[uint32]bool{}},
+		schemaPlan: p, early: early, columns: map[string]string{}, names: map[string]string{},
+		newTables: map[string]bool{}, dropped: map[string]bool{}, relabeled: map[string]string{},
+		typeNames: map[string]string{}, oldTypes: map[string]string{},
+		relationsDiff: relationsDiff{apart: map[string]bool{}, taken: map[Relation]bool{}, touched: map[uint32]bool{},
+			left: map[uint32]bool{}, anew: map[uint32]bool{}},
 	}
 	for _, o := range before {
 		if o.Type == "TABLE ATTACH" && o.State == ObjectFailed {
@@ -79,10 +82,12 @@ func (d *schemaDiff) table(k, t *Table) {
 	columnsChanged, keyNames := d.columnsOf(k, t, whole || t.Keyless() || rewritten(k, t))
 	switch {
 	case slices.Equal(k.Key, t.Key) && !slices.Equal(k.keyNumbers(), t.keyNumbers()):
-		d.refusef("The key (%s) of table %s is another column of the same name now: that cannot be followed while changes are captured by the old one. Abort and start again.",
+		d.refusef("The key (%s) of table %s is another column of the same name now: that cannot be followed while "+
+			"changes are captured by the old one. Abort and start again.",
 			strings.Join(t.Key, ", "), t)
 	case !slices.Equal(keyNames, t.Key):
-		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by the old one. Undo it, or abort and start again.",
+		d.refusef("The key of table %s is (%s) now, not (%s): that cannot be followed while changes are captured by "+
+			"the old one. Undo it, or abort and start again.",
 			t, strings.Join(t.Key, ", "), strings.Join(k.Key, ", "))
 	case !slices.Equal(k.Key, t.Key): // its capture may name them
 		d.renamedKeys = append(d.renamedKeys, t)
@@ -91,7 +96,8 @@ func (d *schemaDiff) table(k, t *Table) {
 		changed = true
 	}
 	if !slices.Equal(k.Parents, t.Parents) {
-		d.refusef("Table %s inherits from other tables now: that cannot be followed. Undo it, or abort and start again.", t)
+		d.refusef("Table %s inherits from other tables now: that cannot be followed. Undo it, or abort and start "+
+			"again.", t)
 	}
 	if k.Unlogged != t.Unlogged {
 		to := map[bool]string{false: "LOGGED", true: "UNLOGGED"}[t.Unlogged]
@@ -127,7 +133,8 @@ func (t *Table) keyNumbers() []int {
 	return numbers
 }
 
-// misread tells whether capture may have found the key in other columns: it goes by their names, and these were others, perhaps for a moment.
+// misread tells whether capture may have found the key in other columns: it goes by their names, and these were
+// others, perhaps for a moment.
 func misread(k, t *Table) bool {
 	if _, ok := t.keyByPlace(); ok || t.Keyless() {
 		return false
@@ -153,7 +160,8 @@ func (d *schemaDiff) missingDiffers(k, t *Table) bool {
 		}
 		for _, id := range t.Parents {
 			for _, o := range d.now[id].columns() {
-				if o.Name == c.Name && (o.Missing == nil) != (c.Missing == nil) || (o.Name == c.Name && o.Missing != nil && *o.Missing != *c.Missing) {
+				if o.Name == c.Name && (o.Missing == nil) != (c.Missing == nil) || (o.Name == c.Name &&
+					o.Missing != nil && *o.Missing != *c.Missing) {
 					return true
 				}
 			}
@@ -176,7 +184,8 @@ func withFilesOf(k, t *Table) *Table {
 	return &known
 }
 
-// checksGone and checks compare CHECK constraints, which pg_dump writes into the table's definition. Those that go do so before their columns change.
+// checksGone and checks compare CHECK constraints, which pg_dump writes into the table's definition. Those that go do
+// so before their columns change.
 func (d *schemaDiff) checksGone(k, t *Table) (changed bool) {
 	for _, name := range sortedKeys(k.Checks) {
 		if t.Checks[name] != k.Checks[name] {
@@ -197,7 +206,8 @@ func (d *schemaDiff) checks(k, t *Table) (changed bool) {
 		sql := fmt.Sprintf(`ALTER TABLE %s ADD CONSTRAINT %s %s`, t.Ident(), quoteName(name), t.Checks[name])
 		undo := fmt.Sprintf(`ALTER TABLE %s DROP CONSTRAINT IF EXISTS %s`, t.Ident(), quoteName(name))
 		d.Steps = append(d.Steps, SchemaStep{SQL: sql, Object: &SchemaObject{
-			Stage: StageSwitch, Type: typeCheck, Schema: t.Schema, Name: t.Name + " " + name, Table: t.ID, State: ObjectPending, SQL: sql, Undo: undo,
+			Stage: StageSwitch, Type: typeCheck, Schema: t.Schema, Name: t.Name + " " + name, Parent: t.Relation,
+			Table: t.ID, State: ObjectPending, SQL: sql, Undo: undo,
 		}})
 		d.sayf("constraint %s of %s is new", name, t)
 		changed = true

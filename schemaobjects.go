@@ -20,19 +20,22 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 	last = d.underNewNames(known, now, goes)
 	d.goesWithColumns(known, now, goes)
 	var first, attach []SchemaStep
+	ids := map[int]int{}      // of objects, to those that they have in the journal
 	anew := map[string]bool{} // foreign keys that are made anew, and so have to be validated anew
 	for _, o := range now {
-		if !silent && (o.Stage == StageForeign || o.Type == "TRIGGER") {
+		if !silent && (o.Stage == StageForeign || o.Type == "TRIGGER" || o.commentsOn(now, "FK CONSTRAINT")) {
 			o.Stage = StageSwitch
 		}
-		old, ok := known[o.String()]
-		delete(known, o.String())
+		number := o.ID
+		old, ok := known[o.key()]
+		delete(known, o.key())
 		if o.Type == "TABLE ATTACH" { // bounds may be labels
 			old.SQL = d.relabel(old.SQL)
 		}
-		if again := o.Type == typeValidation && anew[o.Schema+"\x00"+o.Name]; ok && !again && d.unchanged(&old, o,
+		if again := o.Type == typeValidation && anew[o.constraint()]; ok && !again && d.unchanged(&old, o,
 			goes[old.ID]) {
 			o.ID, o.State, o.Error, o.Stage = old.ID, old.State, old.Error, old.Stage
+			ids[number], o.Needs = o.ID, renumbered(o.Needs, ids)
 			d.Objects = append(d.Objects, o)
 			continue
 		}
@@ -41,6 +44,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			next++
 			o.ID = next
 		}
+		ids[number], o.Needs = o.ID, renumbered(o.Needs, ids)
 		if ok && old.State == ObjectLeftOut { // in its new form, too
 			o.State, o.Error, o.Stage = old.State, old.Error, old.Stage
 			d.Objects = append(d.Objects, o)
@@ -59,7 +63,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		d.Objects = append(d.Objects, o)
 		object := o
 		step := SchemaStep{SQL: o.SQL, Object: &object}
-		relation := o.Schema + "\x00" + strings.SplitN(o.Name, " ", 2)[0]
+		relation := o.Parent.Schema + "\x00" + o.Parent.Name
 		switch {
 		case o.Type == "TABLE":
 			last = append(last, SchemaStep{SQL: strings.Replace(o.SQL, "CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ",
@@ -85,7 +89,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 			step.Replaces = !ok && standsAlone(o)
 			d.sayf("%s is new", o)
 		}
-		anew[o.Schema+"\x00"+o.Name] = anew[o.Schema+"\x00"+o.Name] || o.Type == "FK CONSTRAINT"
+		anew[o.constraint()] = anew[o.constraint()] || o.Type == "FK CONSTRAINT"
 		if !goes[o.ID] && neededByColumns(o) { // else after the one that goes
 			first = append(first, step)
 		} else {
@@ -95,6 +99,15 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 	empty := d.drop(known)
 	d.Steps = append(d.Steps, first...)
 	return append(attached(last, attach), empty...)
+}
+
+// renumbered are other IDs of the same objects.
+func renumbered(needs []int, ids map[int]int) []int {
+	list := make([]int, len(needs))
+	for i, id := range needs {
+		list[i] = ids[id]
+	}
+	return list
 }
 
 // unchanged tells whether an object is what it was; goes, whether it may be gone with a column. If it has to be made,
@@ -133,23 +146,21 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 			if !d.isUndone(o) {
 				undo := o
 				undo.SQL = o.Undo
-				_, o.SQL = d.renamed(o)
-				_, o.Undo = d.renamed(undo)
+				o.SQL, o.Undo = d.renamed(o).SQL, d.renamed(undo).SQL
 				d.Objects = append(d.Objects, o)
 			}
 		case !goes[o.ID]:
 			stay = append(stay, o)
 		case o.Type == "SEQUENCE": // which is gone for certain
 			o.State = ObjectPending
-			known[o.String()] = o
+			known[o.key()] = o
 		default:
-			known[o.String()] = o
+			known[o.key()] = o
 		}
 	}
 	for _, o := range stay { // what stays may have the name of what is gone by now
-		name, sql := d.renamed(o)
-		o.SQL = sql
-		known[name] = o
+		o = d.renamed(o)
+		known[o.key()] = o
 	}
 	return known, goes, highest
 }
@@ -157,7 +168,7 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 // isUndone tells whether a constraint of ours, or its table, is there no more.
 func (d *schemaDiff) isUndone(o SchemaObject) bool {
 	return slices.Contains(d.Dropped, o.Table) || slices.ContainsFunc(d.undone,
-		func(u undone) bool { return u.table == o.Table && strings.HasSuffix(o.Name, " "+u.name) })
+		func(u undone) bool { return u.table == o.Table && o.ownName() == u.name })
 }
 
 // goesWithTables tells which objects may be gone when the tables are that were dropped: DROP TABLE … CASCADE takes
@@ -192,9 +203,7 @@ func takesAlong(o SchemaObject) string {
 	case "VIEW", "MATERIALIZED VIEW", "INDEX":
 		return pgx.Identifier{o.Schema, o.Name}.Sanitize()
 	case "CONSTRAINT": // its index
-		if _, name, ok := strings.Cut(o.Name, " "); ok {
-			return pgx.Identifier{o.Schema, name}.Sanitize()
-		}
+		return pgx.Identifier{o.Schema, o.ownName()}.Sanitize()
 	case "FUNCTION":
 		name, _, _ := strings.Cut(o.Name, "(")
 		return pgx.Identifier{o.Schema, name}.Sanitize() + "("
@@ -207,7 +216,7 @@ func takesAlong(o SchemaObject) string {
 func (d *schemaDiff) goesWithColumns(known map[string]SchemaObject, now []SchemaObject, goes map[int]bool) {
 	var names []string
 	for _, o := range now {
-		if old, ok := known[o.String()]; ok && o.Type == "MATERIALIZED VIEW" && old.SQL != o.SQL {
+		if old, ok := known[o.key()]; ok && o.Type == "MATERIALIZED VIEW" && old.SQL != o.SQL {
 			names = append(names, takesAlong(o))
 		}
 	}
@@ -314,13 +323,12 @@ func dropping(o SchemaObject) string {
 		return "DROP " + o.Type + " IF EXISTS " + ident
 	case typeViewData: // it has no data on the source now
 		return "REFRESH MATERIALIZED VIEW " + ident + " WITH NO DATA"
-	case "FUNCTION", "PROCEDURE", "SEQUENCE":
-		name, arguments, _ := strings.Cut(o.Name, "(")
-		if arguments != "" {
-			arguments = "(" + arguments
-		}
-		return fmt.Sprintf(`DO $do$ BEGIN DROP %s IF EXISTS %s%s; EXCEPTION WHEN dependent_objects_still_exist THEN
-			NULL; END $do$`, o.Type, pgx.Identifier{o.Schema, name}.Sanitize(), arguments)
+	case "SEQUENCE":
+		return fmt.Sprintf(`DO $do$ BEGIN DROP SEQUENCE IF EXISTS %s; EXCEPTION WHEN dependent_objects_still_exist THEN
+			NULL; END $do$`, ident)
+	case "FUNCTION", "PROCEDURE":
+		drop := strings.Replace(strings.TrimRight(o.Drop, "; \n"), "DROP "+o.Type+" ", "DROP "+o.Type+" IF EXISTS ", 1)
+		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $do$`, drop)
 	case "ROW SECURITY":
 		return fmt.Sprintf(`ALTER TABLE IF EXISTS %s DISABLE ROW LEVEL SECURITY`, ident)
 	case "POLICY":

@@ -1,4 +1,4 @@
-// Package pgdump runs pg_dump and pg_restore, and takes what they print apart into one entry per object.
+// Package pgdump runs pg_dump, and reads the table of contents of the archive that it writes: one entry per object.
 // The database's password is handed over in the environment, so it is not visible in the process list.
 package pgdump
 
@@ -15,23 +15,21 @@ import (
 	"strings"
 )
 
-// Tools are the paths of pg_dump and pg_restore, and pg_dump's major version.
+// Tools is pg_dump's path and version.
 type Tools struct {
-	Dump, Restore string
-	Major         int
-	Version       string
+	Dump    string
+	Major   int
+	Version string
 }
 
-// ErrNotFound says that pg_dump or pg_restore is not installed.
-var ErrNotFound = errors.New("pg_dump and pg_restore were not found; install the Postgres client programs (Debian and Ubuntu: apt-get install postgresql-client)")
+// ErrNotFound says that pg_dump is not installed.
+var ErrNotFound = errors.New("pg_dump was not found; install the Postgres client programs (Debian and Ubuntu: " +
+	"apt-get install postgresql-client)")
 
-// Find returns the newest pair of programs, or the one given.
-func Find(ctx context.Context, dump, restore string) (Tools, error) {
+// Find returns the newest pg_dump, or the one given.
+func Find(ctx context.Context, dump string) (Tools, error) {
 	if dump != "" {
-		if restore == "" {
-			restore = filepath.Join(filepath.Dir(dump), "pg_restore")
-		}
-		t, err := version(ctx, dump, restore)
+		t, err := version(ctx, dump)
 		if err != nil {
 			return t, fmt.Errorf("%s: %w", dump, err)
 		}
@@ -50,7 +48,7 @@ func Find(ctx context.Context, dump, restore string) (Tools, error) {
 	}
 	var best Tools
 	for _, dir := range dirs {
-		t, err := version(ctx, filepath.Join(dir, "pg_dump"), filepath.Join(dir, "pg_restore"))
+		t, err := version(ctx, filepath.Join(dir, "pg_dump"))
 		if err == nil && t.Major > best.Major {
 			best = t
 		}
@@ -63,10 +61,7 @@ func Find(ctx context.Context, dump, restore string) (Tools, error) {
 
 var versionText = regexp.MustCompile(`\(PostgreSQL\) ((\d+)[^ ]*)`)
 
-func version(ctx context.Context, dump, restore string) (Tools, error) {
-	if _, err := os.Stat(restore); err != nil {
-		return Tools{}, err
-	}
+func version(ctx context.Context, dump string) (Tools, error) {
 	out, err := exec.CommandContext(ctx, dump, "--version").Output()
 	if err != nil {
 		return Tools{}, err
@@ -76,7 +71,7 @@ func version(ctx context.Context, dump, restore string) (Tools, error) {
 		return Tools{}, fmt.Errorf("%q is no version of pg_dump", strings.TrimSpace(string(out)))
 	}
 	major, err := strconv.Atoi(string(m[2]))
-	return Tools{Dump: dump, Restore: restore, Major: major, Version: string(m[1])}, err
+	return Tools{Dump: dump, Major: major, Version: string(m[1])}, err
 }
 
 // Section is a part of a dump.
@@ -90,77 +85,70 @@ const (
 
 // Entry is the definition of one object.
 type Entry struct {
+	ID      int // within the dump
 	Section Section
-	Type    string // as pg_restore names it: TABLE, INDEX, FK CONSTRAINT, …
+	Type    string // as pg_dump names it: TABLE, INDEX, FK CONSTRAINT, …
 	Schema  string // empty if the object is in none
-	Name    string // as pg_restore prints it: "table constraint" for constraints, triggers and rules
+	Name    string // as pg_dump tags it: "table constraint" for constraints, triggers, rules, policies and defaults
+	Owner   string
 	SQL     string
+	Drop    string // the statement that drops it, if pg_dump has one
+	// Class and OID are the object's row in the catalog. They are zero for a comment, and for what has no row of its
+	// own.
+	Class, OID uint32
+	Needs      []int // IDs of entries that have to be created before, some of which are not definitions
 }
 
-// Schema dumps the definition of a database, but for the schema left out. env is the environment of the
-// programs beyond PATH: libpq's variables. snapshot is one that was exported; empty: one of its own.
-func Schema(ctx context.Context, tools Tools, env []string, leaveOut, snapshot string) ([]Entry, error) {
+// SchemaOptions say what a dump is of.
+type SchemaOptions struct {
+	// Snapshot is one that was exported. Empty: pg_dump takes its own.
+	Snapshot string
+	// LeaveOut are schemas that are left out with all that is in them.
+	LeaveOut []string
+	// LeaveOutTables are relations that are left out: schema and name.
+	LeaveOutTables [][2]string
+}
+
+// Schema dumps the definition of a database. env is the environment of pg_dump beyond PATH: libpq's variables.
+// If pg_dump fails, the error is an [*Error]; if it writes an unknown format, [ErrArchive].
+func Schema(ctx context.Context, tools Tools, env []string, o SchemaOptions) ([]Entry, error) {
 	args := []string{
 		"--schema-only", "--format=custom", "--compress=0",
 		"--encoding=UTF8", // what we speak to the target, whatever the source's own is
-		"--no-owner", "--no-privileges", "--no-tablespaces", "--no-subscriptions", "--no-publications", "--no-security-labels",
-		"--quote-all-identifiers", "--lock-wait-timeout=2000", "--no-password", "--exclude-schema=" + leaveOut,
+		"--no-owner", "--no-privileges", "--no-tablespaces", "--no-subscriptions", "--no-publications",
+		"--no-security-labels",
+		"--quote-all-identifiers", "--lock-wait-timeout=2000", "--no-password",
 	}
-	if snapshot != "" {
-		args = append(args, "--snapshot="+snapshot)
+	if o.Snapshot != "" {
+		args = append(args, "--snapshot="+o.Snapshot)
 	}
-	archive, err := run(ctx, tools.Dump, env, nil, args...)
+	for _, name := range o.LeaveOut {
+		args = append(args, "--exclude-schema="+pattern(name))
+	}
+	for _, name := range o.LeaveOutTables {
+		args = append(args, "--exclude-table="+pattern(name[0])+"."+pattern(name[1]))
+	}
+	data, err := run(ctx, tools.Dump, env, args...)
 	if err != nil {
 		return nil, err
 	}
-	var entries []Entry
-	for _, section := range []Section{PreData, PostData} {
-		script, err := run(ctx, tools.Restore, nil, archive, "--section="+string(section), "--no-owner",
-			"--no-privileges", "--no-tablespaces", "--file=-")
-		if err != nil {
-			return nil, err
-		}
-		entries = append(entries, split(section, string(script))...)
-	}
-	return entries, nil
+	return readArchive(data)
 }
 
-var header = regexp.MustCompile(`(?m)^--\n-- Name: (.*); Type: ([A-Z ]+); Schema: (.*); Owner: .*\n--\n`)
+// pattern is a name in the language of pg_dump's options, in which quotes take the meaning from every other character.
+func pattern(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
-// setting is what pg_restore writes behind an object for the sake of the next one, which depends on what else there is.
-var setting = regexp.MustCompile(`(\s+SET default_(table_access_method|tablespace) = [^\n]*;)+$`)
-
-// split takes a script apart at the headers that pg_restore writes before each object.
-func split(section Section, script string) []Entry {
-	var entries []Entry
-	heads := header.FindAllStringSubmatchIndex(script, -1)
-	for i, h := range heads {
-		end := len(script)
-		if i+1 < len(heads) {
-			end = heads[i+1][0]
-		}
-		e := Entry{Section: section, Name: script[h[2]:h[3]], Type: script[h[4]:h[5]], Schema: script[h[6]:h[7]]}
-		if e.Schema == "-" {
-			e.Schema = ""
-		}
-		// psql's \unrestrict may stand at the end of the script, after the last object.
-		body, _, _ := strings.Cut(script[h[1]:end], "\n--\n-- PostgreSQL database dump complete\n--")
-		e.SQL = setting.ReplaceAllString(strings.TrimSpace(body), "")
-		entries = append(entries, e)
-	}
-	return entries
-}
-
-func run(ctx context.Context, program string, env []string, stdin []byte, args ...string) ([]byte, error) {
+func run(ctx context.Context, program string, env []string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "PGAPPNAME=heroku_migrator"}, env...)
-	for _, name := range []string{"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "TMPDIR"} { // where buildpacks put libraries
+	// where buildpacks put libraries
+	for _, name := range []string{"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
 			cmd.Env = append(cmd.Env, name+"="+value)
 		}
 	}
 	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -193,7 +181,8 @@ func (e *Error) Passing() bool {
 		return false
 	}
 	for _, text := range []string{
-		"terminating connection", "server closed the connection", "connection to server", "connection has been closed", "could not receive data",
+		"terminating connection", "server closed the connection", "connection to server", "connection has been closed",
+		"could not receive data",
 		"could not send data", "the database system is", "connection slots", "deadlock detected", "canceling statement",
 		"cache lookup failed", "could not open relation", "does not exist",
 	} {
