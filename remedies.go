@@ -11,7 +11,6 @@ import (
 // What to do about an object that cannot be created. A test carries out each of these.
 
 var (
-	missingLanguage  = regexp.MustCompile(`^language "(.*)" does not exist$`)
 	missingExtension = regexp.MustCompile(`^(?:extension ".*" is not|could not open ext|permission denied to cre)`)
 	statistics       = regexp.MustCompile(`"pg_catalog"\."pg_|pg_(?:stat|statio|backend|replication)_`)
 )
@@ -45,9 +44,6 @@ func remedy(o SchemaObject, err *pgconn.PgError, roles []string) string {
 	kind := strings.ToLower(o.Type)
 	if len(roles) > 0 {
 		return "On the target: " + createRoles(roles) + orLeave + "."
-	}
-	if m := missingLanguage.FindStringSubmatch(err.Message); m != nil {
-		return fmt.Sprintf("Install the language on the target: CREATE EXTENSION %s%s.", quoteName(m[1]), orLeave)
 	}
 	switch {
 	case o.Type == typeViewData:
