@@ -498,7 +498,8 @@ func (p *PlanetScale) undoSwitch(ctx context.Context, tx pgx.Tx, tables []*Table
 		b.WriteString(`DROP FUNCTION heroku_migrator.truncate() CASCADE; DROP TABLE heroku_migrator.truncated;`)
 	}
 	b.WriteString(`
-		UPDATE heroku_migrator.objects SET state = 'pending' WHERE stage = 'switch' AND state = 'done';` +
+		UPDATE heroku_migrator.objects SET state = 'pending' WHERE stage = 'switch' AND state = 'done';
+		UPDATE heroku_migrator.objects SET state = 'pending', error = '' WHERE stage = 'validate';` +
 		fmt.Sprintf(fenceClosed, SchemaName)) // until the next switch
 	if _, err := tx.Exec(ctx, b.String()); err != nil {
 		return err

@@ -66,6 +66,11 @@ func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, deta
 		return nil
 	}
 	h.ops.forget()
+	if taken, takeErr := h.takeConstraint(ctx, err); takeErr != nil {
+		return fmt.Errorf("take a constraint away: %w; %w", takeErr, err)
+	} else if len(taken) > 0 {
+		return fmt.Errorf("%w: %s", ErrConstraintTaken, strings.Join(taken, ", "))
+	}
 	switch state := sqlState(err); {
 	case detach || errors.Is(err, ErrDetach):
 	case state == "23505" || state == "23503" || state == "23001":
@@ -104,7 +109,7 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 		}
 		s, err := h.upsert(ctx, tx, snap, c)
 		if err != nil {
-			return err
+			return &tableError{c.Table, err}
 		}
 		staged[c.Table.ID] = s
 	}
@@ -113,7 +118,7 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 			continue
 		}
 		if _, err := applyChange(ctx, tx, &h.ops, snap, c); err != nil {
-			return refusedRows(c.Table, err)
+			return &tableError{c.Table, refusedRows(c.Table, err)}
 		}
 	}
 	for _, c := range slices.Backward(order) {
@@ -130,6 +135,14 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 	}
 	return nil
 }
+
+// tableError says which table a round failed at.
+type tableError struct {
+	table *Table
+	error
+}
+
+func (e *tableError) Unwrap() error { return e.error }
 
 // stagedRows are the temporary tables that hold a guarded table's changed keys, and the rows that have them now.
 type stagedRows struct {

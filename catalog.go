@@ -77,7 +77,9 @@ SELECT json_build_object(
 		  AND NOT EXISTS (
 			SELECT 1 FROM unnest(x.indkey[0:x.indnkeyatts - 1], x.indcollation[0:x.indnkeyatts - 1]) AS k(att, coll)
 			JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att
-			WHERE NOT a.attnotnull OR a.attcollation <> k.coll)
+			WHERE NOT a.attnotnull OR a.attcollation <> k.coll
+			   OR EXISTS (SELECT 1 FROM pg_constraint v WHERE v.conrelid = x.indrelid AND v.contype = 'n' AND
+			   	v.conkey[1] = k.att AND NOT v.convalidated))
 		ORDER BY x.indisprimary DESC, x.indimmediate DESC, x.indnkeyatts, x.indexrelid LIMIT 1), '[]'),
 	'checks', coalesce((SELECT json_object_agg(k.conname, pg_get_constraintdef(k.oid)) FROM pg_constraint k
 		WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated AND k.conislocal), '{}'),
@@ -125,6 +127,9 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 			}
 			for _, s := range sequences {
 				cat.Sequences = append(cat.Sequences, s.Relation)
+			}
+			if err := h.leaveOutHeldBack(ctx, tx, tables); err != nil {
+				return err
 			}
 			if err := h.noteLostTriggers(ctx, tx, cat.Tables); err != nil {
 				return err

@@ -29,7 +29,13 @@ func Cleanup(ctx context.Context, src Source, dst Target, cfg CleanupConfig) err
 	if state.Phase != PhaseCleaningUp {
 		return refuse("clean up", "The migration is in phase %s, not cleaning_up.", state.Phase)
 	}
-	for _, release := range []func(context.Context) error{src.Release, dst.Release} {
+	restore := func(ctx context.Context) error {
+		if err := src.CloseWayBack(ctx); err != nil {
+			return err
+		}
+		return validateBeforeCleanup(ctx, src, dst, cfg)
+	}
+	for _, release := range []func(context.Context) error{restore, src.Release, dst.Release} {
 		for attempt := 1; ; attempt++ {
 			err := release(ctx)
 			if err == nil {

@@ -22,7 +22,7 @@ func schemaDrift(ctx context.Context, src Source, dst Target) (hard, soft []stri
 	}
 	known := map[string]SchemaObject{}
 	for _, o := range before {
-		if o.Type == typeNotNull || o.Type == typeCheck {
+		if o.Type == typeNotNull || o.Type == typeCheck || o.Type == typeLateValidation {
 			continue // ours
 		}
 		known[o.key()] = o

@@ -21,7 +21,8 @@ var (
 
 	// ErrLostLead is returned when another process has taken the lead. Nothing that this
 	// process had under way was committed.
-	ErrLostLead = errors.New("another process has taken the lead of this migration; nothing of the interrupted step was committed")
+	ErrLostLead = errors.New("another process has taken the lead of this migration; nothing of the interrupted step " +
+		"was committed")
 
 	// ErrRewritten is returned by [Snapshot.CopyChunk] when the relation was rewritten (VACUUM FULL,
 	// CLUSTER, TRUNCATE, some forms of ALTER TABLE) since the chunk was planned, so that its row
@@ -33,11 +34,13 @@ var (
 
 	// ErrTrimmed is returned when the target stands before the point up to which the source's change
 	// log was trimmed: the target lost commits that it had acknowledged.
-	ErrTrimmed = errors.New("the target went back to an earlier state than it had acknowledged, and the changes since are gone from the source's log: the tables concerned have to be sent whole, as Run does by itself")
+	ErrTrimmed = errors.New("the target went back to an earlier state than it had acknowledged, and the changes " +
+		"since are gone from the source's log: the tables concerned have to be sent whole, as Run does by itself")
 
 	// ErrFailedOver is returned when the source's timeline or system identifier is not the one that
 	// the journal's position was taken on: positions mean nothing there.
-	ErrFailedOver = errors.New("the source failed over to another server since the last round, and transactions may be missing on it: every table has to be sent whole, as Run does by itself")
+	ErrFailedOver = errors.New("the source failed over to another server since the last round, and transactions may " +
+		"be missing on it: every table has to be sent whole, as Run does by itself")
 )
 
 // ErrDetach is returned by [Returner.ApplyBack] when foreign keys that act on other rows are in the way of a round. It
@@ -65,7 +68,8 @@ func refuse(action string, format string, args ...any) *RefusedError {
 	return &RefusedError{Action: action, Reasons: []string{fmt.Sprintf(format, args...)}}
 }
 
-// ApplyError says that the target did not take rows of a table, by a constraint or a type that the source does not have.
+// ApplyError says that the target did not take rows of a table, by a constraint or a type that the source does not
+// have.
 type ApplyError struct {
 	Table *Table
 	// Constraint is the constraint's name, if one is violated.
@@ -79,6 +83,9 @@ func (e *ApplyError) Error() string {
 	text := fmt.Sprintf("rows of %s could not be written: %v", e.Table, e.Err)
 	if e.Key != "" {
 		text += " (" + strings.TrimSuffix(e.Key, ".") + ")"
+	}
+	if sqlState(e.Err) == "23514" { // a constraint that is named is held back by itself, and must not be lost
+		return text + "; the row is right where it comes from: run again when it fits here"
 	}
 	return text + "; the other side has no such constraint or type: remove it here, and run again"
 }
@@ -113,10 +120,12 @@ func (e *ObjectError) Unwrap() error { return e.Err }
 // Retryable tells whether an error may go away by itself: lost connections, servers that restart,
 // deadlocks, lock time-outs. Errors that are not retryable need a person.
 func Retryable(err error) bool {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) || errors.Is(err, ErrSlotLost) || errors.Is(err, ErrEmptied) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrFailedOver) || errors.Is(err,
+		ErrSlotLost) || errors.Is(err, ErrEmptied) {
 		return false
 	}
-	if errors.Is(err, errPassing) || errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err, ErrRewritten) || errors.Is(err, ErrDetach) {
+	if errors.Is(err, errPassing) || errors.Is(err, ErrLostLead) || errors.Is(err, ErrBusy) || errors.Is(err,
+		ErrRewritten) || errors.Is(err, ErrDetach) {
 		return true
 	}
 	if pg := new(pgconn.PgError); errors.As(err, &pg) {

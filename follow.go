@@ -33,7 +33,17 @@ func (m *Migrator) followSchema(ctx context.Context, s *State, cause error) erro
 	case errors.Is(err, errSameSchema) && errors.Is(cause, ErrSchemaChanged): // changed, and changed back
 		return nil
 	case errors.Is(err, errSameSchema):
-		err = cause
+		held, holdErr := m.cfg.Target.HoldBack(ctx, cause)
+		if held != "" {
+			message := fmt.Sprintf("constraint %s of the target refuses rows that the source has, and is held back "+
+				"until the switch", held)
+			m.log.WarnContext(ctx, message)
+			m.publish(Event{Kind: EventWarning, Phase: s.Phase, Message: message})
+			return m.journal.Record(ctx, Event{Kind: EventWarning, Message: message})
+		}
+		if err = cause; holdErr != nil {
+			err = holdErr
+		}
 	}
 	if err == nil || Retryable(err) {
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/heroku-migrator/migrator/internal/checks"
 	"github.com/heroku-migrator/migrator/internal/pgurl"
 )
 
@@ -38,6 +39,7 @@ type Heroku struct {
 	pgDump string
 
 	ops       operatorCache
+	checks    checks.Reader
 	decoder   *decoder
 	preparing sync.Mutex
 	mu        sync.Mutex

@@ -235,7 +235,9 @@ func (h *Heroku) Inspect(ctx context.Context) ([]Finding, error) {
 		found, err := c.run(ctx, h.pool)
 		f, errs = append(f, found...), append(errs, err)
 	}
-	found, err := h.decoder.inspectCapture(ctx)
+	found, err := h.inspectConstraints(ctx)
+	f, errs = append(f, found...), append(errs, err)
+	found, err = h.decoder.inspectCapture(ctx)
 	f, errs = append(f, found...), append(errs, err)
 	found, err = inspectConnections(ctx, h.pool, "source")
 	return append(f, found...), errors.Join(append(errs, err)...)

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/heroku-migrator/migrator/internal/checks"
 	"github.com/heroku-migrator/migrator/internal/pgurl"
 )
 
@@ -45,6 +46,7 @@ type PlanetScale struct {
 	slotPatience time.Duration
 
 	ops     operatorCache
+	checks  checks.Reader
 	decoder *decoder
 	mu      sync.Mutex
 	silent  *bool

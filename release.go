@@ -28,21 +28,27 @@ func (h *Heroku) Release(ctx context.Context) error {
 }
 
 // ReleaseUnclaimed removes everything of ours without regard to which migration made it: for a source
-// whose target, and so whose journal, is gone.
-func (h *Heroku) ReleaseUnclaimed(ctx context.Context) error {
+// whose target, and so whose journal, is gone. It returns the constraints that were validated before, and stay NOT
+// VALID.
+func (h *Heroku) ReleaseUnclaimed(ctx context.Context) (left []string, err error) {
 	begin := func(ctx context.Context, fn func(pgx.Tx) error) error { return pgx.BeginFunc(ctx, h.pool, fn) }
-	if err := closeWayBack(ctx, h.pool, func(ctx context.Context, what string, list []silenced, statement func(silenced) string) error {
-		return alterRelations(ctx, begin, what, list, statement)
-	}); err != nil {
-		return err
+	if err := closeWayBack(ctx, h.pool, begin); err != nil {
+		return nil, err
+	}
+	left, err = validateLast(ctx, func(ctx context.Context) ([]string, error) {
+		return validateTaken(ctx, h.pool,
+			begin)
+	})
+	if err != nil {
+		return left, err
 	}
 	if err := h.decoder.remove(ctx, begin); err != nil {
-		return err
+		return left, err
 	}
 	if err := releaseTables(ctx, h.pool, begin); err != nil {
-		return err
+		return left, err
 	}
-	return dropSchema(ctx, begin)
+	return left, dropSchema(ctx, begin)
 }
 
 // beginner runs a function in a transaction.
@@ -82,7 +88,8 @@ func releaseTables(ctx context.Context, pool *pgxpool.Pool, begin beginner) erro
 			for _, name := range c.functions { // named after the table's OID on the source, as its log is
 				log, _ := strings.CutSuffix(strings.Replace(name, "capture_", "changes_", 1), "_old")
 				log, _ = strings.CutSuffix(log, "_both")
-				fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.%s(); DROP TABLE IF EXISTS heroku_migrator.%s;`, name, log)
+				fmt.Fprintf(&b, `DROP FUNCTION heroku_migrator.%s(); DROP TABLE IF EXISTS heroku_migrator.%s;`, name,
+					log)
 			}
 			return lock(ctx, tx, c.Ident(), "ACCESS EXCLUSIVE", b.String())
 		})

@@ -20,11 +20,12 @@ type Stage string
 
 // The stages, in the order in which they are walked.
 const (
-	StageTables  Stage = "tables"       // before any row: types, functions, tables, views
-	StageIndexes Stage = "indexes"      // when the rows of its table are there
-	StageForeign Stage = "foreign_keys" // when all tables stand at one snapshot
-	StageFinish  Stage = "finish"       // what may exist while changes are applied
-	StageSwitch  Stage = "switch"       // what would interfere with applying changes
+	StageTables   Stage = "tables"       // before any row: types, functions, tables, views
+	StageIndexes  Stage = "indexes"      // when the rows of its table are there
+	StageForeign  Stage = "foreign_keys" // when all tables stand at one snapshot
+	StageFinish   Stage = "finish"       // what may exist while changes are applied
+	StageSwitch   Stage = "switch"       // what would interfere with applying changes
+	StageValidate Stage = "validate"     // after the switch, while the application writes
 )
 
 // ObjectState is what became of an object of the schema.
@@ -81,7 +82,7 @@ func (o SchemaObject) key() string {
 func (o SchemaObject) ownName() string {
 	switch o.Type {
 	case "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT", "TRIGGER", "RULE", "POLICY", "DEFAULT", typeValidation,
-		typeNotNull, typeCheck:
+		typeNotNull, typeCheck, typeHeldBack, typeCheckValidation, typeLateValidation:
 		return strings.TrimPrefix(o.Name, o.Parent.Name+" ")
 	}
 	return o.Name
@@ -140,6 +141,16 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 		return nil, err
 	}
 	objects := placedObjects(entries, owners)
+	constraints, err := h.checks.Read(ctx, tx, nil)
+	if err != nil {
+		return nil, err
+	}
+	objects = append(leaveOutChecks(objects, constraints), heldBackObjects(constraints)...)
+	ids := map[int]int{}
+	for i := range objects {
+		ids[objects[i].ID] = i + 1
+		objects[i].ID, objects[i].Needs = i+1, renumbered(objects[i].Needs, ids)
+	}
 	for i, o := range objects {
 		if adding, validation, ok := o.unvalidated(); ok {
 			validation.ID, validation.Needs = len(objects)+1, []int{o.ID}

@@ -52,9 +52,14 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		}
 		there := ok && old.State == ObjectDone // else there is nothing to be replaced
 		o.State = ObjectPending
+		if o.Type == typeCheckConstraint && o.Stage == StageSwitch && there { // it is held back now
+			d.stepf("%s", old.Undo)
+			d.Objects = append(d.Objects, o)
+			continue
+		}
 		// the root's index may not be built yet
-		later := o.Stage == StageSwitch || (d.early && (o.Stage == StageForeign || o.Stage == StageFinish ||
-			o.Type == "INDEX ATTACH"))
+		later := o.Stage == StageSwitch || o.Stage == StageValidate || (d.early && (o.Stage == StageForeign ||
+			o.Stage == StageFinish || o.Type == "INDEX ATTACH"))
 		if later && (!ok || old.State != ObjectDone) {
 			d.Objects = append(d.Objects, o) // when its time comes
 			continue
@@ -85,6 +90,7 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 		case there:
 			step.SQL, step.Replaces = replaced(old, o), standsAlone(o)
 			d.sayf("%s was changed", o)
+		case o.Type == typeHeldBack: // no row depends on it, and it is here with its table alone
 		default:
 			step.Replaces = !ok && standsAlone(o)
 			d.sayf("%s is new", o)
@@ -101,11 +107,13 @@ func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []Sc
 	return append(attached(last, attach), empty...)
 }
 
-// renumbered are other IDs of the same objects.
+// renumbered are other IDs of the same objects. Those that are not there any more are left out.
 func renumbered(needs []int, ids map[int]int) []int {
-	list := make([]int, len(needs))
-	for i, id := range needs {
-		list[i] = ids[id]
+	list := make([]int, 0, len(needs))
+	for _, id := range needs {
+		if to, ok := ids[id]; ok {
+			list = append(list, to)
+		}
 	}
 	return list
 }
@@ -129,6 +137,9 @@ func (d *schemaDiff) unchanged(old *SchemaObject, o SchemaObject, goes bool) boo
 
 // neededByColumns tells whether an object comes before columns. The sequence of an identity column comes with it.
 func neededByColumns(o SchemaObject) bool {
+	if o.Type == typeCheckConstraint && strings.HasPrefix(o.SQL, "ALTER DOMAIN ") {
+		return true
+	}
 	return slices.Contains([]string{"SCHEMA", "TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "SEQUENCE", "EXTENSION",
 		"COLLATION"}, o.Type) && !strings.Contains(o.SQL, "ADD GENERATED")
 }
@@ -142,7 +153,7 @@ func (d *schemaDiff) knownObjects(before []SchemaObject) (known map[string]Schem
 	for _, o := range before {
 		highest = max(highest, o.ID)
 		switch {
-		case o.Type == typeNotNull || o.Type == typeCheck: // ours
+		case o.Type == typeNotNull || o.Type == typeCheck || o.Type == typeLateValidation: // ours
 			if !d.isUndone(o) {
 				undo := o
 				undo.SQL = o.Undo

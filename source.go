@@ -120,7 +120,8 @@ type Returner interface {
 
 	// ApplyBack brings the tables of a round to the state of the target's snapshot and commits that together with the
 	// position. With detach, foreign keys that act on other rows (CASCADE, for example) are taken away for the
-	// transaction, at the price of checking them whole; without, it may fail with [ErrDetach].
+	// transaction, at the price of checking them whole; without, it may fail with [ErrDetach]. When a constraint
+	// refuses rows, it is taken away until CloseWayBack, and the error is [ErrConstraintTaken].
 	ApplyBack(ctx context.Context, snapshot Snapshot, round Round, detach bool) error
 
 	// ReturnLargeObjects makes the large objects those that the target has.
@@ -129,9 +130,15 @@ type Returner interface {
 	// SetSequences sets sequences to what they are on the target, and their margins beyond.
 	SetSequences(ctx context.Context, sequences []Sequence) error
 
-	// CloseWayBack puts triggers, rules and foreign keys back exactly as they were before OpenWayBack. It fails with
-	// [ErrBusy] as Capture does; repeated, it does what is left. What was applied stays.
+	// CloseWayBack puts triggers, rules and foreign keys back exactly as they were before OpenWayBack, and constraints
+	// that ApplyBack has taken away as NOT VALID ones. It fails with [ErrBusy] as Capture does; repeated, it does what
+	// is left. What was applied stays.
 	CloseWayBack(ctx context.Context) error
+
+	// ValidateConstraints validates what CloseWayBack put back NOT VALID and was validated before, while the
+	// application writes. It returns those that rows do not satisfy, with the reason; they stay NOT VALID. It fails
+	// with [ErrBusy] if others had to wait for one, having tried the rest; repeated, it does what is left.
+	ValidateConstraints(ctx context.Context) (left []string, err error)
 }
 
 // Database is what both ends have in common.

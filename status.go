@@ -59,6 +59,9 @@ type Status struct {
 	// Skipped are objects of the schema that could not be created on the target, or were left out by name, each with
 	// the reason.
 	Skipped []string `json:"skipped_objects,omitempty"`
+	// NotValid are constraints that were validated on the source and are NOT VALID on the target, as rows do not
+	// satisfy them there.
+	NotValid []string `json:"not_valid_constraints,omitempty"`
 }
 
 // WaitingStatus is what keeps the migration from going on, for now.
@@ -265,6 +268,10 @@ func (st *Status) addObjects(objects []SchemaObject) {
 				st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
 			}
 		case ObjectSkipped:
+			if o.Stage == StageValidate {
+				st.NotValid = append(st.NotValid, fmt.Sprintf("%s: %s", o.owned(), o.Error))
+				break
+			}
 			st.Skipped = append(st.Skipped, fmt.Sprintf("%s: %s", o, o.Error))
 		case ObjectPending:
 		}

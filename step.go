@@ -86,12 +86,15 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 			}
 			return errInSync
 		}
-		return Replicate(ctx, src, dst, m.cfg.Replicate)
+		return m.alongside(ctx, s.Phase, src.ValidateConstraints, func(ctx context.Context) error {
+			return Replicate(ctx, src, dst, m.cfg.Replicate)
+		})
 	case PhaseSwitched:
 		if err := m.callLateHook(ctx, s); err != nil {
 			return err
 		}
-		return m.wayBack(ctx)
+		validate := func(ctx context.Context) ([]string, error) { return ValidateConstraints(ctx, dst) }
+		return m.alongside(ctx, s.Phase, validate, m.wayBack)
 	case PhaseCleaningUp:
 		if err := m.cleanUp(ctx, s.Goal); err != nil {
 			return err

@@ -89,7 +89,7 @@ func (h *Heroku) OpenWayBack(ctx context.Context, tables []*Table, number int64)
 	if err != nil {
 		return fmt.Errorf("open the way back: %w", err)
 	}
-	return h.alterEach(ctx, "open the way back", loud, func(s silenced) string {
+	return alterRelations(ctx, h.change, "open the way back", loud, func(s silenced) string {
 		return s.silence() + fmt.Sprintf(`INSERT INTO heroku_migrator.silenced (relid, kind, name, state) VALUES (%d,
 			'%s', %s, '%s');`, s.ID, s.kind, quoteLiteral(s.name), s.state)
 	})
@@ -97,12 +97,16 @@ func (h *Heroku) OpenWayBack(ctx context.Context, tables []*Table, number int64)
 
 // CloseWayBack implements [Source].
 func (h *Heroku) CloseWayBack(ctx context.Context) error {
-	return closeWayBack(ctx, h.pool, h.alterEach)
+	if !h.claimed() { // what is there is another migration's
+		return nil
+	}
+	return closeWayBack(ctx, h.pool, h.change)
 }
 
-type alterEach = func(ctx context.Context, what string, list []silenced, statement func(silenced) string) error
-
-func closeWayBack(ctx context.Context, q querier, alter alterEach) error {
+func closeWayBack(ctx context.Context, q querier, change beginner) error {
+	if err := restoreChecks(ctx, q, change); err != nil {
+		return err
+	}
 	var exists bool
 	if err := q.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.silenced') IS NOT
 		NULL`).Scan(&exists); err != nil || !exists {
@@ -124,14 +128,10 @@ func closeWayBack(ctx context.Context, q querier, alter alterEach) error {
 	if err != nil {
 		return fmt.Errorf("close the way back: %w", err)
 	}
-	return alter(ctx, "close the way back", list, func(s silenced) string {
+	return alterRelations(ctx, change, "close the way back", list, func(s silenced) string {
 		return s.restore() + fmt.Sprintf(`DELETE FROM heroku_migrator.silenced WHERE relid = %d AND kind = '%s' AND name
 			= %s;`, s.ID, s.kind, quoteLiteral(s.name))
 	})
-}
-
-func (h *Heroku) alterEach(ctx context.Context, what string, list []silenced, statement func(silenced) string) error {
-	return alterRelations(ctx, h.change, what, list, statement)
 }
 
 // alterRelations takes each relation's lock in an attempt of its own, which gives up soon: nobody writes, but the old

@@ -35,6 +35,14 @@ type Target interface {
 	// fail, which is recorded with it; any other failure undoes all but the labels.
 	ChangeSchema(ctx context.Context, change *SchemaChange) error
 
+	// HoldBack takes a CHECK away that refused rows of the source, as the error says, and has the switch add it NOT
+	// VALID. It returns the constraint's name, or nothing if the error names none.
+	HoldBack(ctx context.Context, cause error) (name string, err error)
+
+	// ValidateConstraint validates one that the switch added NOT VALID, while the application writes. It fails with
+	// [ErrBusy] as soon as another session waits for it.
+	ValidateConstraint(ctx context.Context, o SchemaObject) error
+
 	// Apply brings the tables of a round to the snapshot's state and commits that together with the new
 	// position (I3, I4).
 	Apply(ctx context.Context, snapshot Snapshot, round Round) error

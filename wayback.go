@@ -11,7 +11,8 @@ import (
 
 // WayBackConfig configures [WayBack]. The zero value is good.
 type WayBackConfig struct {
-	// Disabled leaves what is written on the target after the switch there: a revert then has to be forced to go back without it.
+	// Disabled leaves what is written on the target after the switch there: a revert then has to be forced to go back
+	// without it.
 	Disabled bool
 	// Interval and TrimGrace are as in [ReplicateConfig].
 	Interval  time.Duration
@@ -21,9 +22,10 @@ type WayBackConfig struct {
 	OnEvent func(Event)
 }
 
-// WayBack carries what is written on the target after the switch to the source, in rounds, until the context is done, whose
-// error it returns then. The source stays fenced for everybody else. Interrupted anywhere and repeated, it loses nothing and
-// does nothing twice. It fails with a [*RefusedError] if the target's schema has changed so that rows cannot go back.
+// WayBack carries what is written on the target after the switch to the source, in rounds, until the context is done,
+// whose error it returns then. The source stays fenced for everybody else. Interrupted anywhere and repeated, it loses
+// nothing and does nothing twice. It fails with a [*RefusedError] if the target's schema has changed so that rows
+// cannot go back.
 func WayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig) error {
 	w, err := openWayBack(ctx, src, dst, cfg)
 	if err != nil {
@@ -32,7 +34,8 @@ func WayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig) err
 	return w.run(ctx, func(roundStats) bool { return false })
 }
 
-// wayBack does rounds from the target to the source. It holds nothing that is not in one of the databases, but for what may be trimmed.
+// wayBack does rounds from the target to the source. It holds nothing that is not in one of the databases, but for what
+// may be trimmed.
 type wayBack struct {
 	src      Source
 	dst      Target
@@ -50,7 +53,8 @@ type wayBack struct {
 // errOtherSource ends a way back that has to be opened again.
 var errOtherSource = fmt.Errorf("the source is not where the way back left it: %w", errPassing)
 
-// openWayBack makes sure that the source is fenced, which a server that took over after a failover may not be, and that it takes rows.
+// openWayBack makes sure that the source is fenced, which a server that took over after a failover may not be, and that
+// it takes rows.
 func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig) (*wayBack, error) {
 	c := ReplicateConfig{Interval: cfg.Interval, TrimGrace: cfg.TrimGrace, Logger: cfg.Logger}.withDefaults()
 	cfg.Interval, cfg.TrimGrace, cfg.Logger = c.Interval, c.TrimGrace, c.Logger
@@ -60,7 +64,8 @@ func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig)
 		return nil, err
 	}
 	if state.Phase != PhaseSwitched {
-		return nil, refuse("way back", "The migration is in phase %s: the way back is open in phase switched.", state.Phase)
+		return nil, refuse("way back", "The migration is in phase %s: the way back is open in phase switched.",
+			state.Phase)
 	}
 	statuses, err := dst.Journal().Tables(ctx)
 	if err != nil {
@@ -91,7 +96,8 @@ func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig)
 		return nil, err
 	}
 	if failedOver && w.position.IsZero() {
-		w.warn(ctx, "the source failed over to another server: every table is sent back whole, so that what was lost there is there again")
+		w.warn(ctx, "the source failed over to another server: every table is sent back whole, so that what was "+
+			"lost there is there again")
 		if err := dst.Resend(ctx, w.tables, true); err != nil {
 			return nil, err
 		}
@@ -128,20 +134,26 @@ func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 		switch {
 		case errors.Is(err, ErrDetach) && !detach:
 			detach, err = true, nil
+		case errors.Is(err, ErrConstraintTaken):
+			w.warn(ctx, err.Error())
+			err = nil
 		case errors.Is(err, ErrRewritten): // after the snapshot was taken; another one sees the table whole
 			held = withChanged(held, stats.changes)
 			err = sleep(ctx, w.cfg.Interval)
 		case errors.Is(err, ErrSlotLost):
-			w.warn(ctx, "the replication slot on the target is gone, and changes with it: every table is sent back whole")
+			w.warn(ctx, "the replication slot on the target is gone, and changes with it: every table is sent back "+
+				"whole")
 			err = w.dst.Resend(ctx, w.tables, true)
 		case errors.Is(err, ErrTrimmed): // the source lost what it had acknowledged
-			w.warn(ctx, "the source went back to an earlier state than it had acknowledged: the tables concerned are sent back whole")
+			w.warn(ctx, "the source went back to an earlier state than it had acknowledged: the tables concerned "+
+				"are sent back whole")
 			err = w.dst.Resend(ctx, w.tables, false)
 		case errors.As(err, &images):
 			w.warn(ctx, fmt.Sprintf("%v: it is sent back whole", images))
 			err = w.dst.Resend(ctx, []*Table{images.Table}, true)
 		case errors.Is(err, ErrFailedOver):
-			w.warn(ctx, "the target failed over to another server: every table is sent back whole, so that what was lost there is gone from the source too")
+			w.warn(ctx, "the target failed over to another server: every table is sent back whole, so that what was "+
+				"lost there is gone from the source too")
 			err = w.dst.Resend(ctx, w.tables, true)
 			w.position = Position{}
 		default:
@@ -216,7 +228,8 @@ func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (roundSta
 	return stats, w.measureLogs(ctx)
 }
 
-// measureLogs looks at the log's size from time to time. That of the source does not grow, but its slot, if it has one, has to go on.
+// measureLogs looks at the log's size from time to time. That of the source does not grow, but its slot, if it has one,
+// has to go on.
 func (w *wayBack) measureLogs(ctx context.Context) error {
 	if time.Since(w.sized) < logEvery {
 		return nil
@@ -235,7 +248,8 @@ func (w *wayBack) measureLogs(ctx context.Context) error {
 	return w.dst.Journal().setLog(ctx, bytes, Position{}, age)
 }
 
-// checkSchema makes sure that the rows of the new production database, whose schema goes on changing, still fit the source.
+// checkSchema makes sure that the rows of the new production database, whose schema goes on changing, still fit the
+// source.
 func (w *wayBack) checkSchema(ctx context.Context, snap Snapshot) error {
 	now, err := snap.Fingerprint(ctx)
 	if err != nil || rowsPart(now) == rowsPart(w.schema) {
@@ -246,7 +260,9 @@ func (w *wayBack) checkSchema(ctx context.Context, snap Snapshot) error {
 		return err
 	}
 	if len(differ) > 0 {
-		return refuse("way back", "The target's schema has changed since the switch: %s. Undo the change there, or force a revert, which leaves behind what was written since.", strings.Join(differ, "; "))
+		return refuse("way back",
+			"The target's schema has changed since the switch: %s. Undo the change there, or force a revert, which "+
+				"leaves behind what was written since.", strings.Join(differ, "; "))
 	}
 	if len(ignored) > 0 {
 		w.warn(ctx, "added on the target since the switch, and not carried back to the source: "+abbreviate(ignored))
@@ -263,11 +279,12 @@ func (j *Journal) wayBackSynced(ctx context.Context, age time.Duration, rounds, 
 }
 
 func (j *Journal) wayBackFailed(ctx context.Context, cause error) error {
-	return j.exec(ctx, "note that the way back waits", `UPDATE heroku_migrator.progress SET back_error = $1`, cause.Error())
+	return j.exec(ctx, "note that the way back waits", `UPDATE heroku_migrator.progress SET back_error = $1`,
+		cause.Error())
 }
 
-// wayBack keeps the way back open for as long as the migration is switched. Whatever keeps it from working is told, and tried again:
-// production does not depend on it, and what is written meanwhile is in the target's log.
+// wayBack keeps the way back open for as long as the migration is switched. Whatever keeps it from working is told, and
+// tried again: production does not depend on it, and what is written meanwhile is in the target's log.
 func (m *Migrator) wayBack(ctx context.Context) error {
 	if m.cfg.WayBack.Disabled {
 		return m.idle(ctx, m.cfg.Target, m.cfg.Source)

@@ -46,6 +46,7 @@ type Report struct {
 	Hooks        []migrator.HookStatus   `json:"hooks"`
 	Failed       []migrator.FailedObject `json:"failed_objects"`
 	Skipped      []string                `json:"skipped_objects"`
+	NotValid     []string                `json:"not_valid_constraints"`
 	// Trouble are the warnings and failures that this process saw.
 	Trouble []Activity `json:"trouble"`
 }
@@ -86,12 +87,17 @@ func (d *Dashboard) Report() (*Report, bool) {
 // report makes the report of a status.
 func (d *Dashboard) report(st Status) *Report {
 	r := &Report{
-		GeneratedAt: time.Now().UTC(), Version: st.Version, MigrationID: st.ID, Outcome: st.Phase, Message: d.redact.text(st.Message),
-		Source: st.Databases.Source, Target: st.Databases.Target, StartedAt: st.StartedAt, SwitchedAt: st.SwitchedAt, CompletedAt: st.CompletedAt,
-		Tables: len(st.Tables), RowsApplied: st.ProgressSignals.ReplicationDelay.RowsApplied, Rounds: st.ProgressSignals.ReplicationDelay.Rounds,
-		TableList: make([]ReportTable, 0, len(st.Tables)), Switch: reportSwitch(st.Report), Revert: reportSwitch(st.RevertReport),
-		Verification: st.Verification, Hooks: append([]migrator.HookStatus{}, st.Hooks...), Failed: append([]migrator.FailedObject{}, st.Failed...),
-		Skipped: append([]string{}, st.Skipped...), Trouble: []Activity{},
+		GeneratedAt: time.Now().UTC(), Version: st.Version, MigrationID: st.ID, Outcome: st.Phase,
+		Message: d.redact.text(st.Message),
+		Source:  st.Databases.Source, Target: st.Databases.Target, StartedAt: st.StartedAt, SwitchedAt: st.SwitchedAt,
+		CompletedAt: st.CompletedAt,
+		Tables:      len(st.Tables), RowsApplied: st.ProgressSignals.ReplicationDelay.RowsApplied,
+		Rounds: st.ProgressSignals.ReplicationDelay.Rounds,
+		TableList: make([]ReportTable, 0,
+			len(st.Tables)), Switch: reportSwitch(st.Report), Revert: reportSwitch(st.RevertReport),
+		Verification: st.Verification, Hooks: append([]migrator.HookStatus{},
+			st.Hooks...), Failed: append([]migrator.FailedObject{}, st.Failed...),
+		Skipped: append([]string{}, st.Skipped...), NotValid: append([]string{}, st.NotValid...), Trouble: []Activity{},
 	}
 	if st.WayBack != nil {
 		r.RowsBack = st.WayBack.Rows
@@ -107,7 +113,8 @@ func (d *Dashboard) report(st Status) *Report {
 	for _, t := range st.Tables {
 		r.RowsCopied += t.RowsCopied
 		r.BytesCopied += t.BytesCopied
-		r.TableList = append(r.TableList, ReportTable{Schema: t.Schema, Name: t.Name, State: t.State, RowsCopied: t.RowsCopied, BytesCopied: t.BytesCopied})
+		r.TableList = append(r.TableList, ReportTable{Schema: t.Schema, Name: t.Name, State: t.State,
+			RowsCopied: t.RowsCopied, BytesCopied: t.BytesCopied})
 	}
 	happened, _ := d.feed.after(0, activities)
 	for _, a := range happened {
@@ -125,8 +132,10 @@ func reportSwitch(r *migrator.SwitchReport) *ReportSwitch {
 	}
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	return &ReportSwitch{
-		At: r.At, WithoutWritesMS: ms(r.WithoutWrites), FenceMS: ms(r.Fence), DrainMS: ms(r.Drain), HookMS: ms(r.Hook), FinishMS: ms(r.Finish),
-		FenceAttempts: r.FenceAttempts, RowsDrained: r.RowsDrained, Sequences: r.Sequences, LargeObjects: r.LargeObjects,
+		At: r.At, WithoutWritesMS: ms(r.WithoutWrites), FenceMS: ms(r.Fence), DrainMS: ms(r.Drain),
+		HookMS: ms(r.Hook), FinishMS: ms(r.Finish),
+		FenceAttempts: r.FenceAttempts, RowsDrained: r.RowsDrained, Sequences: r.Sequences,
+		LargeObjects: r.LargeObjects,
 	}
 }
 
@@ -147,7 +156,8 @@ var reportPage string
 // reportPolicy lets the report's own style be applied, and nothing else.
 func reportPolicy() string {
 	sum := sha256.Sum256([]byte(reportStyle))
-	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
+		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
 
 // HTML is the report as one page that needs nothing else: to be kept, or printed.
@@ -220,7 +230,8 @@ func (d *Dashboard) currentReport(w http.ResponseWriter, r *http.Request) *Repor
 	d.current(r.Context())
 	report, ok := d.Report()
 	if !ok {
-		d.fail(w, &apiError{status: http.StatusNotFound, Code: "not_found", Text: "No migration has begun: there is nothing to report."})
+		d.fail(w, &apiError{status: http.StatusNotFound, Code: "not_found",
+			Text: "No migration has begun: there is nothing to report."})
 		return nil
 	}
 	return report
@@ -248,7 +259,8 @@ func (d *Dashboard) serveReportHTML(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		d.say.Error("the report could not be made", "error", err)
-		d.fail(w, &apiError{status: http.StatusInternalServerError, Code: "command_failed", Text: "The report could not be made: see the log."})
+		d.fail(w, &apiError{status: http.StatusInternalServerError, Code: "command_failed",
+			Text: "The report could not be made: see the log."})
 		return
 	}
 	h := w.Header()
@@ -268,7 +280,8 @@ func (d *Dashboard) attach(w http.ResponseWriter, name string, v any) {
 	}
 	if err != nil {
 		d.say.Error("a file could not be made", "file", name, "error", err)
-		d.fail(w, &apiError{status: http.StatusInternalServerError, Code: "command_failed", Text: "The file could not be made: see the log."})
+		d.fail(w, &apiError{status: http.StatusInternalServerError, Code: "command_failed",
+			Text: "The file could not be made: see the log."})
 		return
 	}
 	w.Header().Set("Content-Type", jsonType)

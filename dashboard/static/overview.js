@@ -165,7 +165,7 @@ function builds(status) {
     });
 }
 
-const stageWords = { tables: 'Tables, types, functions', indexes: 'Indexes and constraints', foreign_keys: 'Foreign keys', finish: 'Views and the rest', switch: 'Left for the switch' };
+const stageWords = { tables: 'Tables, types, functions', indexes: 'Indexes and constraints', foreign_keys: 'Foreign keys', finish: 'Views and the rest', switch: 'Left for the switch', validate: 'Constraints validated after the switch' };
 
 function stages(status) {
   const all = Object.keys(stageWords).filter((s) => status.objects?.[s]?.total).map((s) => ({ stage: s, ...status.objects[s] }));

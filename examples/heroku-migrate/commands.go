@@ -109,13 +109,16 @@ func describe(s *migrator.Status) string {
 		fmt.Fprintf(b, "throttle  at %.0f %% of full speed: %s\n", s.Throttle.Percent, s.Throttle.Reason)
 	}
 	for _, w := range s.Workers {
-		fmt.Fprintf(b, "copying   %s: %d rows, %s in %s (%s)\n", w.Table, w.Rows, size(w.Bytes), duration(w.Seconds), w.Process)
+		fmt.Fprintf(b, "copying   %s: %d rows, %s in %s (%s)\n", w.Table, w.Rows, size(w.Bytes), duration(w.Seconds),
+			w.Process)
 	}
 	for _, i := range s.Builds {
 		fmt.Fprintf(b, "building  %s: %s, %.0f %%, %s\n", i.Object, i.Phase, i.Percent, duration(i.Seconds))
 	}
-	if i, f := s.Objects[migrator.StageIndexes], s.Objects[migrator.StageForeign]; s.Phase == migrator.PhaseCopying || s.Phase == migrator.PhaseRebuildingIndexes {
-		fmt.Fprintf(b, "objects   %d of %d indexes and constraints, %d of %d foreign keys and validations\n", i.Done, i.Total, f.Done, f.Total)
+	copied := s.Phase == migrator.PhaseCopying || s.Phase == migrator.PhaseRebuildingIndexes
+	if i, f := s.Objects[migrator.StageIndexes], s.Objects[migrator.StageForeign]; copied {
+		fmt.Fprintf(b, "objects   %d of %d indexes and constraints, %d of %d foreign keys and validations\n", i.Done,
+			i.Total, f.Done, f.Total)
 	}
 	for _, f := range s.Failed {
 		fmt.Fprintf(b, "failed    %s: %s; `heroku-migrate run` tries it again\n", f.Object, f.Error)
@@ -123,7 +126,8 @@ func describe(s *migrator.Status) string {
 	if s.LagSeconds != nil {
 		fmt.Fprintf(b, "lag       %.1f s", *s.LagSeconds)
 		if d := s.ProgressSignals.ReplicationDelay; s.Phase == migrator.PhaseReplicating {
-			fmt.Fprintf(b, ", %s; %.0f rows/s come in, %.0f rows/s can be applied", d.Trend, d.RowsPerSecondIn, d.RowsPerSecondOut)
+			fmt.Fprintf(b, ", %s; %.0f rows/s come in, %.0f rows/s can be applied", d.Trend, d.RowsPerSecondIn,
+				d.RowsPerSecondOut)
 			if d.RowsWaiting > 0 {
 				fmt.Fprintf(b, "; %d wait", d.RowsWaiting)
 				if d.CatchUpSeconds != nil {
@@ -137,7 +141,8 @@ func describe(s *migrator.Status) string {
 		fmt.Fprintf(b, "changes   %d rows in %d rounds\n", d.RowsApplied, d.Rounds)
 	}
 	if r := s.Report; r != nil && s.Phase == migrator.PhaseSwitched {
-		fmt.Fprintf(b, "switch    done at %s, %d ms without writes\n", r.At.UTC().Format(time.RFC3339), r.WithoutWrites.Milliseconds())
+		fmt.Fprintf(b, "switch    done at %s, %d ms without writes\n", r.At.UTC().Format(time.RFC3339),
+			r.WithoutWrites.Milliseconds())
 	} else {
 		fmt.Fprintf(b, "switch    %s\n", strings.ReplaceAll(s.CutoverReadiness.Level, "_", " "))
 	}
@@ -153,6 +158,9 @@ func describe(s *migrator.Status) string {
 	}
 	for _, o := range s.Skipped {
 		fmt.Fprintf(b, "left out  %s\n", o)
+	}
+	for _, o := range s.NotValid {
+		fmt.Fprintf(b, "NOT VALID %s\n", o)
 	}
 	b.WriteString("\n")
 	if len(s.Tables) == 0 {
@@ -186,13 +194,15 @@ func describeState(b *strings.Builder, s *migrator.Status) {
 		case w.Error != "":
 			fmt.Fprintf(b, "way back  waits: %s\n", w.Error)
 		case w.LagSeconds != nil:
-			fmt.Fprintf(b, "way back  the source is %.1f s behind; %d rows in %d rounds\n", *w.LagSeconds, w.Rows, w.Rounds)
+			fmt.Fprintf(b, "way back  the source is %.1f s behind; %d rows in %d rounds\n", *w.LagSeconds, w.Rows,
+				w.Rounds)
 		default:
 			b.WriteString("way back  no process keeps it open; what is written on the target waits in its log\n")
 		}
 	}
 	if v := s.Verification; v != nil {
-		fmt.Fprintf(b, "verified  %d rows in %d tables at %s, %d differ\n", v.Rows, v.Tables, v.At.UTC().Format(time.RFC3339), len(v.Differences))
+		fmt.Fprintf(b, "verified  %d rows in %d tables at %s, %d differ\n", v.Rows, v.Tables,
+			v.At.UTC().Format(time.RFC3339), len(v.Differences))
 	}
 	for _, h := range s.Hooks {
 		if h.State != "done" {
@@ -206,7 +216,8 @@ func (p *program) command(ctx context.Context, name migrator.CommandName) error 
 	result, err := p.m.Do(ctx, name, p.force)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("interrupted: %s was withdrawn, or is under way in the process that runs the migration; `heroku-migrate status` tells", name)
+		return fmt.Errorf("interrupted: %s was withdrawn, or is under way in the process that runs the migration; "+
+			"`heroku-migrate status` tells", name)
 	case err != nil && name == migrator.CommandAbort:
 		return p.abortWithoutJournal(ctx, err)
 	case err != nil:
@@ -233,18 +244,24 @@ func (p *program) abortWithoutJournal(ctx context.Context, cause error) error {
 	_, err := p.dst.Journal().State(ctx)
 	switch {
 	case err != nil && !errors.Is(err, migrator.ErrNoMigration) && p.force:
-		return fmt.Errorf("%w; --force cleans the source when no migration is recorded on the target, which could not be read: if that database is gone for good, give a new, empty one as the target", cause)
+		return fmt.Errorf("%w; --force cleans the source when no migration is recorded on the target, which could "+
+			"not be read: if that database is gone for good, give a new, empty one as the target", cause)
 	case !errors.Is(err, migrator.ErrNoMigration):
 		return cause
 	case !p.force:
 		return &migrator.RefusedError{Action: "abort", CanForce: true, Reasons: []string{
-			"No migration is recorded in the target database. If one was, and its database is gone, --force removes what it left on the source. Make sure that none is alive with another target: it would lose changes.",
+			"No migration is recorded in the target database. If one was, and its database is gone, --force removes " +
+				"what it left on the source. Make sure that none is alive with another target: it would lose changes.",
 		}}
 	}
 	message := "nothing of a migration is left on the source"
 	for deadline := time.Now().Add(time.Minute); ; {
-		err := p.src.ReleaseUnclaimed(ctx)
-		if pg := new(pgconn.PgError); err == nil || (errors.As(err, &pg) && pg.Code == "3F000") { // our schema is not there
+		left, err := p.src.ReleaseUnclaimed(ctx)
+		for _, reason := range left {
+			p.log.WarnContext(ctx, reason)
+		}
+		// our schema is not there
+		if pg := new(pgconn.PgError); err == nil || (errors.As(err, &pg) && pg.Code == "3F000") {
 			break
 		}
 		if !errors.Is(err, migrator.ErrBusy) || time.Now().After(deadline) {
