@@ -29,7 +29,7 @@ const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, j
 
 // One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
 // nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
-const catalogSQL = `
+var catalogSQL = `
 WITH silenced AS (
 	SELECT coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(g.tgrelid) WITH ORDINALITY AS r(relid, n) ORDER BY
 	n DESC LIMIT 1), g.tgrelid) AS root
@@ -47,12 +47,12 @@ SELECT json_build_object(
 		SELECT json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 			'num', a.attnum, 'identity', a.attidentity, 'missing', CASE WHEN c.relkind <> 'p' THEN
 			(a.attmissingval::text::text[])[1] ELSE ( -- a root has no rows, and none of it
-				SELECT (m.attmissingval::text::text[])[1] FROM pg_partition_tree(c.oid) p JOIN pg_attribute m ON
-				m.attrelid = p.relid
+				SELECT (m.attmissingval::text::text[])[1] FROM ` + treeOf(`c.oid`) +
+	` AS p JOIN pg_attribute m ON m.attrelid = p.relid
 				WHERE p.isleaf AND m.attname = a.attname AND m.atthasmissing LIMIT 1) END,
 			'mixed', c.relkind = 'p' AND (
-				SELECT count(DISTINCT coalesce(m.attmissingval::text, '')) > 1 FROM pg_partition_tree(c.oid) p JOIN
-				pg_attribute m ON m.attrelid = p.relid
+				SELECT count(DISTINCT coalesce(m.attmissingval::text, '')) > 1 FROM ` + treeOf(`c.oid`) +
+	` AS p JOIN pg_attribute m ON m.attrelid = p.relid
 				WHERE p.isleaf AND m.attname = a.attname),
 			'written', a.xmin::text,
 			'default', coalesce((SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f WHERE f.adrelid = a.attrelid
@@ -92,8 +92,7 @@ SELECT json_build_object(
 			'pages', pg_relation_size(l.oid) / current_setting('block_size')::int, 'bytes', pg_table_size(l.oid))
 			ORDER BY l.oid)
 		FROM (SELECT c.oid AS relid WHERE c.relkind = 'r'
-		      UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf AND t.relid <>
-		c.oid) r
+		      UNION ALL SELECT t.relid FROM ` + treeOf(`c.oid`) + ` AS t WHERE c.relkind = 'p' AND t.isleaf) r
 		JOIN pg_class l ON l.oid = r.relid AND l.relkind = 'r'
 		JOIN pg_namespace ln ON ln.oid = l.relnamespace), '[]'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -18,7 +18,8 @@ type CopyConfig struct {
 	// Workers is how many chunks are copied at once; each takes one connection on either side. Default: half of
 	// what the smaller server calls its parallel workers, which providers set to its cores: 2 to 8. It is lowered
 	// to what the servers and the pools have connections for. If the servers are far away, up to twice as many chunks
-	// more are claimed and ready, each on its own connections, and for every third of these one more flows, so that waits for the network cost little; one is always ready, unless Workers is 1.
+	// more are claimed and ready, each on its own connections, and for every third of these one more flows, so that
+	// waits for the network cost little; one is always ready, unless Workers is 1.
 	Workers int
 	// ChunkBytes is about how much of a table, in bytes on disk, is copied in one transaction, and so how much
 	// an interruption costs each worker. Default: a 64th of the database, 8 to 64 MiB.
@@ -51,13 +52,16 @@ func (c CopyConfig) derived(src, dst Identity, logger *slog.Logger) CopyConfig {
 	}
 	most := max(1, min(src.Connections, dst.Connections)-spareConnections)
 	if c.Workers > most {
-		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers, "workers", most)
+		logger.Info("fewer copy workers than wanted: there are no connections for more", "wanted", c.Workers,
+			"workers", most)
 		c.Workers = most
 	}
-	// While a chunk is claimed or committed, the rows of another can flow: one more is always ready (but not where one at a time was asked for), and if the network
-	// makes them wait, as many as it takes, half as many again since chunks come and go in bursts.
+	// While a chunk is claimed or committed, the rows of another can flow: one more is always ready (but not where one
+	// at a time was asked for), and if the network makes them wait, as many as it takes, half as many again since
+	// chunks come and go in bursts.
 	waits := float64(src.RoundTrip+dst.RoundTrip) / 2 * roundTripsPerChunk
-	c.standby = min(min(c.Workers-1, 1)+int(math.Round(1.5*float64(c.Workers)*waits/float64(usualChunk))), 2*c.Workers, most-c.Workers)
+	c.standby = min(min(c.Workers-1, 1)+int(math.Round(1.5*float64(c.Workers)*waits/float64(usualChunk))), 2*c.Workers,
+		most-c.Workers)
 	if c.ChunkBytes <= 0 {
 		c.ChunkBytes = min(max(src.Size/64, smallestChunk), largestChunk)
 	}
@@ -148,7 +152,8 @@ func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*co
 	cfg = cfg.derived(from, to, logger(cfg.Logger))
 	finished := make(chan struct{})
 	return &copier{
-		src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers+cfg.standby/3, cfg.MaxBytesPerSecond),
+		src: src, dst: dst, cfg: cfg, captured: state.Captured, pace: newPace(cfg.Workers+cfg.standby/3,
+			cfg.MaxBytesPerSecond),
 		finished: finished, finish: sync.OnceFunc(func() { close(finished) }),
 	}, nil
 }
@@ -275,7 +280,8 @@ func (c *copier) work(ctx context.Context) error {
 		switch {
 		case err == nil && chunk != nil:
 			attempt, idle = 0, 0
-			notify(c.cfg.OnEvent, Event{Kind: EventChunk, Phase: PhaseCopying, Table: &Table{Relation: chunk.Leaf}, Rows: rows, Bytes: bytes, Took: time.Since(began),
+			notify(c.cfg.OnEvent, Event{Kind: EventChunk, Phase: PhaseCopying, Table: &Table{Relation: chunk.Leaf},
+				Rows: rows, Bytes: bytes, Took: time.Since(began),
 				Message: fmt.Sprintf("%s: chunk %d copied", chunk.Leaf, chunk.No)})
 		case err == nil:
 			left, err := c.dst.Journal().chunksLeft(ctx)
@@ -298,6 +304,12 @@ func (c *copier) work(ctx context.Context) error {
 			if err := c.restart(ctx, chunk); err != nil {
 				return err
 			}
+		case errors.Is(err, errGaveWay) && ctx.Err() == nil:
+			attempt++
+			c.cfg.Logger.InfoContext(ctx, "a chunk gave way to others, and is read again", "error", err)
+			if err := sleep(ctx, backoff(attempt, 300*time.Millisecond, 5*time.Second)); err != nil {
+				return err
+			}
 		case sqlState(err) == "55P03" && ctx.Err() == nil:
 			// Somebody holds an exclusive lock on this table. It will not last.
 			attempt++
@@ -312,8 +324,8 @@ func (c *copier) work(ctx context.Context) error {
 }
 
 // next copies one chunk, if there is one that nobody has. The snapshot is opened while the chunk is claimed, if one is
-// likely to be had: one wait for the network, not two. A snapshot in vain is waited for: to cancel it would cost the source a
-// connection.
+// likely to be had: one wait for the network, not two. A snapshot in vain is waited for: to cancel it would cost the
+// source a connection.
 func (c *copier) next(ctx context.Context, likely bool) (chunk *Chunk, rows, bytes int64, err error) {
 	opened := make(chan error, 1)
 	var snap Snapshot
@@ -385,7 +397,8 @@ func (c *copier) restart(ctx context.Context, chunk *Chunk) error {
 	if err != nil || !restarted { // another worker noticed it first
 		return err
 	}
-	message := fmt.Sprintf("%s was rewritten on the source (VACUUM FULL, CLUSTER, TRUNCATE or ALTER TABLE): its copy starts over", t)
+	message := fmt.Sprintf("%s was rewritten on the source (VACUUM FULL, CLUSTER, TRUNCATE or ALTER TABLE): its copy "+
+		"starts over", t)
 	c.cfg.Logger.WarnContext(ctx, message)
 	notify(c.cfg.OnEvent, Event{Kind: EventWarning, Phase: PhaseCopying, Table: t, Message: message})
 	return c.dst.Journal().Record(ctx, Event{Kind: EventWarning, Message: message})

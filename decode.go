@@ -15,18 +15,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Logical decoding: the second way to learn which keys changed, for servers and roles that allow it. No trigger is on the tables; the keys
-// are read from the write-ahead log and entered in the same logs that triggers fill. See ARCHITECTURE.md, Logical decoding; what
-// reads the stream is decodestream.go.
+// Logical decoding: the second way to learn which keys changed, for servers and roles that allow it. No trigger is on
+// the tables; the keys are read from the write-ahead log and entered in the same logs that triggers fill. See
+// ARCHITECTURE.md, Logical decoding; what reads the stream is decodestream.go.
 
 // CaptureMethod says how changes are captured.
 type CaptureMethod string
 
 // The methods.
 const (
-	// CaptureAuto is triggers on the source. On the target, after the switch, it is decoding where the role may replicate,
-	// wal_level is logical, and max_slot_wal_keep_size bounds what a slot can retain: one that nobody reads would otherwise fill the
-	// disk of the database that is in production then.
+	// CaptureAuto is triggers on the source. On the target, after the switch, it is decoding where the role may
+	// replicate, wal_level is logical, and max_slot_wal_keep_size bounds what a slot can retain: one that nobody reads
+	// would otherwise fill the disk of the database that is in production then.
 	CaptureAuto     CaptureMethod = ""
 	CaptureTriggers CaptureMethod = "triggers"
 	// CaptureDecoding is logical decoding, of tables whose key is their replica identity. The others have triggers.
@@ -41,9 +41,10 @@ func (m CaptureMethod) check() error {
 	return fmt.Errorf("the method of capture is %q; it is triggers or decoding", string(m))
 }
 
-// ErrSlotLost is returned when the replication slot that changes are read from is gone or was invalidated: changes are missing, and every
-// table has to be sent whole, as Run does by itself.
-var ErrSlotLost = errors.New("the replication slot is gone, and changes with it: every table has to be sent whole, as Run does by itself")
+// ErrSlotLost is returned when the replication slot that changes are read from is gone or was invalidated: changes are
+// missing, and every table has to be sent whole, as Run does by itself.
+var ErrSlotLost = errors.New("the replication slot is gone, and changes with it: every table has to be sent whole, " +
+	"as Run does by itself")
 
 // decodeName is the name of the publication, and the prefix of slots and messages; ourSlots is a pattern for LIKE.
 const (
@@ -87,7 +88,8 @@ func (d *decoder) possible(ctx context.Context) (reasons []string, bounded bool,
 		SELECT current_setting('server_version_num')::int, current_setting('wal_level'),
 		       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
 		       (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
-		       coalesce(current_setting('max_slot_wal_keep_size', true), '-1') <> '-1'`).Scan(&version, &level, &slots, &may, &bounded)
+		       coalesce(current_setting('max_slot_wal_keep_size', true), '-1') <>
+		'-1'`).Scan(&version, &level, &slots, &may, &bounded)
 	if err != nil {
 		return nil, false, fmt.Errorf("ask whether the %s can decode: %w", d.side, err)
 	}
@@ -119,7 +121,8 @@ func (d *decoder) wanted(ctx context.Context) (bool, error) {
 		return len(reasons) == 0 && bounded, nil
 	}
 	if len(reasons) > 0 {
-		return false, refuse("capture", "Changes on the %s cannot be captured by logical decoding: %s. Capture them by triggers.", d.side, strings.Join(reasons, "; "))
+		return false, refuse("capture", "Changes on the %s cannot be captured by logical decoding: %s. Capture them "+
+			"by triggers.", d.side, strings.Join(reasons, "; "))
 	}
 	return true, nil
 }
@@ -136,16 +139,23 @@ func (d *decoder) inspectWayBack(ctx context.Context) (Finding, error) {
 	}
 	switch {
 	case d.method == CaptureTriggers:
-		f.Message = "After the switch, changes on the target are captured by triggers, for the way back. They cost its writes what capture costs those of the source now."
+		f.Message = "After the switch, changes on the target are captured by triggers, for the way back. They cost " +
+			"its writes what capture costs those of the source now."
 	case len(reasons) == 0:
-		f.Message = "After the switch, changes on the target are read from its write-ahead log by a replication slot, for the way back. That adds nothing to the application's writes; tables whose key is not their replica identity have triggers."
-		f.Remedy = "Keep a process of the migration running until it is completed: what the slot retains grows until it is read."
+		f.Message = "After the switch, changes on the target are read from its write-ahead log by a replication " +
+			"slot, for the way back. That adds nothing to the application's writes; tables whose key is not their " +
+			"replica identity have triggers."
+		f.Remedy = "Keep a process of the migration running until it is completed: what the slot retains grows until " +
+			"it is read."
 	case d.method == CaptureDecoding:
 		f.Severity = SeverityBlocker
-		f.Message = "Changes on the target cannot be captured by logical decoding after the switch: " + strings.Join(reasons, "; ") + "."
+		f.Message = "Changes on the target cannot be captured by logical decoding after the switch: " +
+			strings.Join(reasons, "; ") + "."
 		f.Remedy = "Have them captured by triggers."
 	default:
-		f.Message = "After the switch, changes on the target are captured by triggers, for the way back. They cost its writes what capture costs those of the source now. Logical decoding would cost them nothing, but: " + strings.Join(reasons, "; ") + "."
+		f.Message = "After the switch, changes on the target are captured by triggers, for the way back. They cost " +
+			"its writes what capture costs those of the source now. Logical decoding would cost them nothing, but: " +
+			strings.Join(reasons, "; ") + "."
 	}
 	return f, nil
 }
@@ -160,17 +170,19 @@ func (d *decoder) inspectCapture(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	return []Finding{{
-		Check: "capture", Severity: SeverityBlocker, Message: "Changes on the source cannot be captured by logical decoding: " + strings.Join(reasons, "; ") + ".",
+		Check: "capture", Severity: SeverityBlocker, Message: "Changes on the source cannot be captured by logical " +
+			"decoding: " + strings.Join(reasons, "; ") + ".",
 		Remedy: "Have them captured by triggers, as on Heroku.",
 	}}, nil
 }
 
-// prepare makes the publication and the slot, if they are not there. The publication comes first, since what is decoded needs it to have been
-// there; and the slot before any table is captured.
+// prepare makes the publication and the slot, if they are not there. The publication comes first, since what is decoded
+// needs it to have been there; and the slot before any table is captured.
 func (d *decoder) prepare(ctx context.Context) error {
 	err := d.change(ctx, func(tx pgx.Tx) error {
 		var exists bool
-		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1)`, decodeName).Scan(&exists); err != nil || exists {
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1)`,
+			decodeName).Scan(&exists); err != nil || exists {
 			return err
 		}
 		_, err := tx.Exec(ctx, `CREATE PUBLICATION `+decodeName+` WITH (publish = 'insert, update, delete, truncate')`)
@@ -216,12 +228,13 @@ func (d *decoder) look(ctx context.Context) (bool, error) {
 	return slot != "", err
 }
 
-// createSlot makes a new slot. Its name is that of the migration, of the side, and a number: which of them is complete is what the
-// journal says, so that one which was made and not yet used is told from one that is.
+// createSlot makes a new slot. Its name is that of the migration, of the side, and a number: which of them is complete
+// is what the journal says, so that one which was made and not yet used is told from one that is.
 func (d *decoder) createSlot(ctx context.Context, before string) (string, error) {
 	var id string
 	var version int
-	if err := d.pool.QueryRow(ctx, `SELECT id::text, current_setting('server_version_num')::int FROM heroku_migrator.migration`).Scan(&id, &version); err != nil {
+	if err := d.pool.QueryRow(ctx, `SELECT id::text, current_setting('server_version_num')::int FROM
+		heroku_migrator.migration`).Scan(&id, &version); err != nil {
 		return "", err
 	}
 	prefix := decodeName + "_" + strings.ReplaceAll(id, "-", "") + "_" + d.side[:1]
@@ -243,7 +256,8 @@ func (d *decoder) createSlot(ctx context.Context, before string) (string, error)
 	case version >= 150000:
 		options = "(SNAPSHOT 'nothing')"
 	}
-	_, err = pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx, "CREATE_REPLICATION_SLOT "+name+" LOGICAL pgoutput "+options))
+	_, err = pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx, "CREATE_REPLICATION_SLOT "+name+" LOGICAL pgoutput "+
+		""+options))
 	if err != nil {
 		return "", fmt.Errorf("create a replication slot: %w", err)
 	}
@@ -254,11 +268,14 @@ func (d *decoder) createSlot(ctx context.Context, before string) (string, error)
 func (d *decoder) dropSlots(ctx context.Context, pattern string) error {
 	for attempt := 1; ; attempt++ {
 		_, err := d.pool.Exec(ctx, `
-			SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE $1 AND active_pid IS NOT NULL`, pattern)
+			SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND
+			slot_name LIKE $1 AND active_pid IS NOT NULL`, pattern)
 		if err == nil {
-			_, err = d.pool.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE $1`, pattern)
+			_, err = d.pool.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE
+				database = current_database() AND slot_name LIKE $1`, pattern)
 		}
-		if state := sqlState(err); (state != "55006" && state != "42704") || attempt == 50 { // its session is about to end; it was dropped by another
+		// its session is about to end; it was dropped by another
+		if state := sqlState(err); (state != "55006" && state != "42704") || attempt == 50 {
 			return err
 		}
 		if err := sleep(ctx, backoff(attempt, 20e6, 200e6)); err != nil {
@@ -286,23 +303,27 @@ func (d *decoder) remove(ctx context.Context, change beginner) error {
 	return nil
 }
 
-// decodable tells whether the changes of a table can be decoded: each relation that holds its rows has a replica identity that
-// tells its key. Where one has none, to publish it would make the application's updates fail. Generated columns are not sent.
-// Partitions made later get theirs from the root's primary key, and from nothing else.
+// decodable tells whether the changes of a table can be decoded: each relation that holds its rows has a replica
+// identity that tells its key. Where one has none, to publish it would make the application's updates fail. Generated
+// columns are not sent. Partitions made later get theirs from the root's primary key, and from nothing else.
 func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 	if t.Keyless() {
 		return false, nil
 	}
 	err = q.QueryRow(ctx, `
 		SELECT coalesce(bool_and(c.relpersistence = 'p' AND c.relkind = 'r' AND (c.relreplident = 'f' OR coalesce(
-			(SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_index x CROSS JOIN unnest(x.indkey[0:x.indnkeyatts - 1]) AS k(att)
-			 JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att WHERE x.indexrelid = pg_get_replica_identity_index(c.oid))
+			(SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_index x CROSS JOIN
+			unnest(x.indkey[0:x.indnkeyatts - 1]) AS k(att)
+			 JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.att WHERE x.indexrelid =
+			pg_get_replica_identity_index(c.oid))
 			= (SELECT array_agg(k ORDER BY k) FROM unnest($2::text[]) AS k), false))
-			AND NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY ($2::text[]) AND a.attgenerated <> '')), false)
+			AND NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY ($2::text[]) AND
+			a.attgenerated <> '')), false)
 			AND NOT EXISTS (SELECT 1 FROM pg_class r WHERE r.oid = to_regclass($1) AND r.relkind = 'p'
 				AND NOT EXISTS (SELECT 1 FROM pg_index x WHERE x.indrelid = r.oid AND x.indisprimary))
 		FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind = 'r'
-		   OR c.oid IN (SELECT p.relid FROM pg_partition_tree(to_regclass($1)) AS p WHERE p.isleaf)`, t.Ident(), t.Key).Scan(&can)
+		   OR c.oid IN (SELECT p.relid FROM `+treeOf(`to_regclass($1)`)+` AS p WHERE
+			p.isleaf)`, t.Ident(), t.Key).Scan(&can)
 	return can, err
 }
 
@@ -310,7 +331,8 @@ func decodable(ctx context.Context, q querier, t *Table) (can bool, err error) {
 func (d *decoder) capture(t *Table) captureSQL {
 	return captureSQL{
 		log: t.createLog() + fmt.Sprintf(`
-			ALTER TABLE %s ADD COLUMN heroku_migrator_entered xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();`, logName(t.ID)),
+			ALTER TABLE %s ADD COLUMN heroku_migrator_entered xid8 NOT NULL DEFAULT
+			pg_catalog.pg_current_xact_id();`, logName(t.ID)),
 		attach: fmt.Sprintf(`ALTER PUBLICATION %s ADD TABLE %s;`, decodeName, t.Only()),
 	}
 }
@@ -322,7 +344,8 @@ func (d *decoder) renew(ctx context.Context, resend func() error) error {
 		return errors.Join(err, resend())
 	}
 	var works bool
-	err = d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() AND coalesce(wal_status, '') <> 'lost')`, slot).Scan(&works)
+	err = d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND database =
+		current_database() AND coalesce(wal_status, '') <> 'lost')`, slot).Scan(&works)
 	if err != nil || (works && !d.incomplete.Load()) {
 		return errors.Join(err, resend())
 	}
@@ -405,7 +428,8 @@ func (d *decoder) connectReplication(ctx context.Context) (*pgconn.PgConn, error
 		return nil, err
 	}
 	var set strings.Builder
-	for _, name := range []string{"client_encoding", "DateStyle", "IntervalStyle", "TimeZone", "extra_float_digits", "bytea_output", "xmloption", "lc_monetary", "statement_timeout"} {
+	for _, name := range []string{"client_encoding", "DateStyle", "IntervalStyle", "TimeZone", "extra_float_digits",
+		"bytea_output", "xmloption", "lc_monetary", "statement_timeout"} {
 		fmt.Fprintf(&set, "SET %s = '%s'; ", name, commonSettings[name])
 	}
 	// Between two rounds nobody answers the server.

@@ -40,7 +40,8 @@ type FenceConfig struct {
 	DrainTime time.Duration
 	// Terminate ends the sessions of transactions that are still open after it, instead of giving up.
 	Terminate bool
-	// Keep leaves writes refused when an attempt fails: for a side that must not take any, as the source after the switch.
+	// Keep leaves writes refused when an attempt fails: for a side that must not take any, as the source after the
+	// switch.
 	Keep bool
 }
 
@@ -127,7 +128,7 @@ func (g gate) prepare(ctx context.Context, tables []*Table) error {
 		WITH fenced AS (SELECT tgrelid FROM pg_trigger WHERE tgname = 'heroku_migrator_fence' AND tgenabled = 'A')
 		SELECT t.oid FROM unnest($1::oid[]) AS t(oid)
 		WHERE t.oid NOT IN (SELECT tgrelid FROM fenced)
-		   OR EXISTS (SELECT 1 FROM pg_partition_tree(t.oid) p JOIN pg_class c ON c.oid = p.relid
+		   OR EXISTS (SELECT 1 FROM `+treeOf(`t.oid`)+` AS p JOIN pg_class c ON c.oid = p.relid
 		              WHERE c.relkind IN ('r', 'p') AND c.oid NOT IN (SELECT tgrelid FROM fenced))`, ids)
 	if err != nil {
 		return fmt.Errorf("prepare the fence: %w", err)
@@ -154,11 +155,13 @@ func (g gate) prepareTable(ctx context.Context, t *Table) error {
 	var relations []unfenced
 	missing := func(q querier) (err error) {
 		rows, err := q.Query(ctx, `
-			SELECT c.oid, n.nspname, c.relname, EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'heroku_migrator_fence')
-			FROM (SELECT $1::oid AS oid UNION SELECT relid FROM pg_partition_tree($1::oid)) AS r
+			SELECT c.oid, n.nspname, c.relname, EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname
+			= 'heroku_migrator_fence')
+			FROM (SELECT relid AS oid FROM `+treeOf(`$1`)+` AS tree) AS r
 			JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relkind IN ('r', 'p')
-			  AND NOT EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'heroku_migrator_fence' AND g.tgenabled = 'A')`, t.ID)
+			  AND NOT EXISTS (SELECT 1 FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'heroku_migrator_fence'
+			AND g.tgenabled = 'A')`, t.ID)
 		if err != nil {
 			return err
 		}
@@ -182,7 +185,8 @@ func (g gate) prepareTable(ctx context.Context, t *Table) error {
 		var b strings.Builder
 		for _, r := range relations {
 			if !r.silenced {
-				fmt.Fprintf(&b, `CREATE TRIGGER heroku_migrator_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s
+				fmt.Fprintf(&b, `CREATE TRIGGER heroku_migrator_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON
+					%s
 					FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.fence();`, r.Ident())
 			}
 			fmt.Fprintf(&b, `ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER heroku_migrator_fence;`, r.Ident())
@@ -219,7 +223,8 @@ func (g gate) shut(ctx context.Context, tables []*Table, cfg FenceConfig) error 
 	if err != nil {
 		return fmt.Errorf("fence the %s: %w", g.side, err)
 	}
-	if len(slow) > 0 && !cfg.Keep && (!cfg.Terminate || slices.ContainsFunc(slow, func(w writer) bool { return w.prepared })) {
+	if len(slow) > 0 && !cfg.Keep && (!cfg.Terminate || slices.ContainsFunc(slow,
+		func(w writer) bool { return w.prepared })) {
 		return g.inTheWay(slow)
 	}
 	err = g.change(ctx, func(tx pgx.Tx) error {
@@ -254,28 +259,32 @@ type writer struct {
 
 // preparedTransaction describes the one that holds lock l of pg_locks. Which it is, its lock on its own number tells.
 const preparedTransaction = `coalesce((
-	SELECT format('prepared transaction %L (%s, prepared %s s ago; end it with COMMIT PREPARED or ROLLBACK PREPARED)', p.gid, p.owner,
+	SELECT format('prepared transaction %L (%s, prepared %s s ago; end it with COMMIT PREPARED or ROLLBACK PREPARED)',
+	p.gid, p.owner,
 	              round(extract(epoch FROM clock_timestamp() - p.prepared)))
 	FROM pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
 	WHERE x.locktype = 'transactionid' AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction LIMIT 1),
 	'a transaction that has just ended')`
 
-// openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age. So may
-// those that have used large objects: writers and readers lock pg_largeobject (2613) alike, and whoever drops an
+// openWriters lists the transactions that have written to the tables, or may have, and began longer ago than age. So
+// may those that have used large objects: writers and readers lock pg_largeobject (2613) alike, and whoever drops an
 // object locks that.
 func (g gate) openWriters(ctx context.Context, ids []uint32, age time.Duration) ([]writer, error) {
 	rows, err := g.pool.Query(ctx, `
 		SELECT l.virtualtransaction, bool_or(l.pid IS NULL), min(CASE WHEN a.pid IS NOT NULL THEN
-		       format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename, coalesce(nullif(a.application_name, ''), 'no application name'),
+		       format('pid %s (%s, %s, transaction open for %s s)', a.pid, a.usename,
+		coalesce(nullif(a.application_name, ''), 'no application name'),
 		              round(extract(epoch FROM clock_timestamp() - a.xact_start))) ELSE `+preparedTransaction+` END)
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-		  AND ((l.locktype = 'object' AND l.classid = 2613) OR (l.locktype = 'relation' AND (l.relation IN (2613, 2995) OR
-		       l.relation IN (SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p))))
+		  AND ((l.locktype = 'object' AND l.classid = 2613) OR (l.locktype = 'relation' AND (l.relation IN (2613, 2995)
+		OR
+		       l.relation IN (SELECT p.relid FROM `+treeOf(`unnest($1::oid[])`)+` AS p))))
 		  AND l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.backend_type, '') <> 'autovacuum worker'
 		  AND ($2::float8 = 0 OR l.pid IS NULL OR a.xact_start < clock_timestamp() - make_interval(secs => $2::float8))
-		GROUP BY 1`, ids, age.Seconds()) // a prepared transaction has no process; one whose process is gone has just ended
+		GROUP BY
+		1`, ids, age.Seconds()) // a prepared transaction has no process; one whose process is gone has just ended
 	if err != nil {
 		return nil, err
 	}
@@ -325,7 +334,8 @@ func (g gate) terminate(ctx context.Context, writers []writer) error {
 		list[i] = w.transaction
 	}
 	_, err := g.pool.Exec(ctx, `
-		SELECT pg_terminate_backend(pid) FROM (SELECT DISTINCT pid FROM pg_locks WHERE virtualtransaction = ANY ($1::text[]) AND pid IS NOT NULL) AS l`, list)
+		SELECT pg_terminate_backend(pid) FROM (SELECT DISTINCT pid FROM pg_locks WHERE virtualtransaction = ANY
+		($1::text[]) AND pid IS NOT NULL) AS l`, list)
 	if err != nil {
 		return fmt.Errorf("terminate transactions that are in the way: %w", err)
 	}
@@ -337,7 +347,8 @@ func (g gate) inTheWay(writers []writer) error {
 	for i, w := range writers {
 		list[i] = w.description
 	}
-	return fmt.Errorf("fence the %s: %w; transactions that have written do not end: %s", g.side, ErrBusy, abbreviate(list))
+	return fmt.Errorf("fence the %s: %w; transactions that have written do not end: %s", g.side, ErrBusy,
+		abbreviate(list))
 }
 
 // open lets everybody write again. It replaces one function, so it takes no lock on any table and all of

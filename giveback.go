@@ -83,7 +83,7 @@ func (p *PlanetScale) located(ctx context.Context, tables []*Table) ([]*Table, e
 // when these are attached: what is written while they are not is not in the log. So is what is written while a column
 // of the key has another name. A column that was dropped and added again is another one: rows that were not changed
 // since have lost their value.
-const (
+var (
 	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY
 		a.attnum) FROM pg_attribute a
 		WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped)`
@@ -92,8 +92,7 @@ const (
 			|| coalesce((SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_attribute a JOIN pg_index x ON
 			x.indrelid = a.attrelid AND x.indisprimary
 				WHERE a.attrelid = to_regclass(t.name) AND a.attnum = ANY (x.indkey)), '')
-		FROM (SELECT to_regclass(t.name)::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(to_regclass(t.name))
-		AS p) AS r)`
+		FROM ` + treeOf(`to_regclass(t.name)`) + ` AS r)`
 )
 
 // beginWayBack makes the target the one whose changes count: its log begins now, and whoever was kept out may write.

@@ -41,6 +41,7 @@ type Heroku struct {
 	ops       operatorCache
 	checks    checks.Reader
 	decoder   *decoder
+	way       *giveWay
 	preparing sync.Mutex
 	mu        sync.Mutex
 	claim     Claim
@@ -72,7 +73,7 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	h := &Heroku{url: at, pool: pool, pgDump: cfg.PgDump}
+	h := &Heroku{url: at, pool: pool, pgDump: cfg.PgDump, way: newGiveWay(pool)}
 	h.decoder = &decoder{method: cfg.Capture, side: "source", at: at, pool: pool, change: h.change, leads: h.claimed}
 	return h, nil
 }

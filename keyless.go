@@ -20,6 +20,37 @@ const imageSettings = `SET search_path = '' SET DateStyle = 'ISO, YMD' SET Inter
 	'UTC'
 	SET extra_float_digits = '3' SET bytea_output = 'hex' SET lc_monetary = 'C'`
 
+// captureImages writes a function that logs images. No text is longer than 1 GB, and the image of a wide row can be:
+// the application's write goes through all the same, and the table is noted to be sent whole. That is caught by a
+// subtransaction, but only for rows that are wide (a megabyte can be the compressed form of several hundred): one that
+// writes takes a transaction number. The one that measures does not.
+func captureImages(name, log, widest, rows string) string {
+	return fmt.Sprintf(`
+		CREATE OR REPLACE FUNCTION %[1]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %[2]s AS $capture$
+		DECLARE
+			heroku_migrator_width pg_catalog.int8;
+		BEGIN
+			BEGIN
+				heroku_migrator_width := (%[3]s);
+			EXCEPTION WHEN internal_error OR program_limit_exceeded OR out_of_memory THEN
+				heroku_migrator_width := 1 << 30;
+			END;
+			IF heroku_migrator_width > 1 << 20 THEN
+				BEGIN
+					IF heroku_migrator_width > nullif(current_setting('heroku_migrator.widest', true), '')::int8 THEN
+						RAISE program_limit_exceeded; -- tests set it
+					END IF;
+					INSERT INTO %[4]s (relid, sign, image) %[5]s;
+				EXCEPTION WHEN internal_error OR program_limit_exceeded OR out_of_memory THEN
+					INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
+				END;
+				RETURN NULL;
+			END IF;
+			INSERT INTO %[4]s (relid, sign, image) %[5]s;
+			RETURN NULL;
+		END $capture$;`, name, imageSettings, widest, log, rows)
+}
+
 // buildKeylessCapture is buildCapture for a table without a key. The image is the row as text, whole: no column is
 // named, so that no column which the application drops or renames can break its writes.
 func buildKeylessCapture(t *Table, always bool) captureSQL {
@@ -29,22 +60,19 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 	c.log = fmt.Sprintf(`
 		CREATE TABLE %s (relid oid NOT NULL, sign int2 NOT NULL, image text NOT NULL,
 			heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id());`, log)
-	function := func(name, rows string) {
-		c.functions += fmt.Sprintf(`
-		CREATE OR REPLACE FUNCTION %s%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %s AS $capture$
-		BEGIN
-			INSERT INTO %s (relid, sign, image) %s;
-			RETURN NULL;
-		END $capture$;`, fn, name, imageSettings, log, rows)
+	function := func(name, widest, rows string) {
+		c.functions += captureImages(fn+name, log, widest, rows)
 	}
 	trigger := func(on Relation, name, rest string) { b.WriteString(createTrigger(on, name, rest, always)) }
+	const widestCame = `SELECT max(pg_column_size(n.*)) FROM came AS n`
+	const widestWent = `SELECT max(pg_column_size(o.*)) FROM went AS o`
 	if t.Kind == KindOrdinary {
 		// n alone could be a column
 		came, went := `SELECT TG_RELID, 1, (n.*)::text FROM came AS n`, `SELECT TG_RELID, -1, (o.*)::text FROM went AS
 			o`
-		function("", came)
-		function("_old", went)
-		function("_both", went+` UNION ALL `+came)
+		function("", widestCame, came)
+		function("_old", widestWent, went)
+		function("_both", `SELECT greatest((`+widestWent+`), (`+widestCame+`))`, went+` UNION ALL `+came)
 		for _, e := range []struct{ name, event, rows, function string }{
 			{"insert", "INSERT", "NEW TABLE AS came", ""},
 			{"update", "UPDATE", "OLD TABLE AS went NEW TABLE AS came", "_both"},
@@ -56,9 +84,9 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 		}
 	} else {
 		came, went := `(TG_RELID, 1, NEW::text)`, `(TG_RELID, -1, OLD::text)`
-		function("", `VALUES `+came)
-		function("_old", `VALUES `+went)
-		function("_both", `VALUES `+went+`, `+came)
+		function("", `SELECT pg_column_size(NEW)`, `VALUES `+came)
+		function("_old", `SELECT pg_column_size(OLD)`, `VALUES `+went)
+		function("_both", `SELECT greatest(pg_column_size(OLD), pg_column_size(NEW))`, `VALUES `+went+`, `+came)
 		for _, e := range []struct{ name, event, function string }{{"insert", "INSERT", ""}, {"update", "UPDATE",
 			"_both"}, {"delete", "DELETE", "_old"}} {
 			trigger(t.Relation, fmt.Sprintf("row_%s_%d", e.name, t.ID), fmt.Sprintf(`AFTER %s ON %s FOR EACH ROW EXECUTE

@@ -48,6 +48,7 @@ type PlanetScale struct {
 	ops     operatorCache
 	checks  checks.Reader
 	decoder *decoder
+	way     *giveWay
 	mu      sync.Mutex
 	silent  *bool
 }
@@ -83,7 +84,7 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 		return nil, fmt.Errorf("target: %w", err)
 	}
 	p := &PlanetScale{url: at, pool: pool, journal: NewJournal(pool), buffer: cfg.BufferBytes,
-		slotPatience: cmp.Or(max(cfg.SlotTimeout, 0), slotPatience)}
+		slotPatience: cmp.Or(max(cfg.SlotTimeout, 0), slotPatience), way: newGiveWay(pool)}
 	p.decoder = &decoder{method: cfg.Capture, side: "target", at: at, pool: pool, change: p.journal.tx,
 		leads: func() bool { return p.journal.epoch.Load() != 0 }}
 	return p, nil

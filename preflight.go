@@ -99,6 +99,7 @@ func Preflight(ctx context.Context, src Source, dst Target, cfg PreflightConfig)
 	if srcID.Version != 0 && dstID.Version != 0 {
 		r.Findings = append(r.Findings, compare(srcID, dstID)...)
 		r.Findings = append(r.Findings, checkExtensions(limited, src, dst)...)
+		r.Findings = append(r.Findings, checkLocks(limited, src, dst)...)
 		r.Findings = append(r.Findings, checkRehearsal(limited, src, dst, cfg, r)...)
 	}
 	for _, extra := range cfg.Extra {

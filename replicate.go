@@ -20,11 +20,13 @@ type ReplicateConfig struct {
 	// OnEvent is called for every round that carried something.
 	OnEvent func(Event)
 
-	// restIsDue tells whether changes of views, functions and the like, which no row depends on, end a round with ErrSchemaChanged, too.
+	// restIsDue tells whether changes of views, functions and the like, which no row depends on, end a round with
+	// ErrSchemaChanged, too.
 	restIsDue func() bool
 }
 
-// restEvery is how often at most views, functions and the like are followed if nothing else changes: some applications make them anew all the time.
+// restEvery is how often at most views, functions and the like are followed if nothing else changes: some applications
+// make them anew all the time.
 const restEvery = 30 * time.Second
 
 func (c ReplicateConfig) withDefaults() ReplicateConfig {
@@ -110,7 +112,8 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 		}
 	}
 	if len(r.live) > 0 && !r.position.IsZero() { // what an earlier process acknowledged and did not trim
-		if next := state.LogNext; !next.IsZero() && next.SameServer(r.position) { // or else, one that never lives long would never trim
+		// or else, one that never lives long would never trim
+		if next := state.LogNext; !next.IsZero() && next.SameServer(r.position) {
 			r.trimmer.acknowledge(next, r.live)
 			r.trimmer.list[0].at = time.Now().Add(-time.Duration(state.LogAge * float64(time.Second)))
 		}
@@ -153,13 +156,20 @@ func (r *replicator) catchUp(ctx context.Context, lag time.Duration) error {
 // round carries everything that is visible on the source now and was not before.
 func (r *replicator) round(ctx context.Context) (roundStats, error) {
 	var held []*Table
-	for {
+	for attempt := 1; ; attempt++ {
 		stats, err := r.try(ctx, held)
+		if errors.Is(err, errGaveWay) {
+			r.cfg.Logger.InfoContext(ctx, "a round gave way to others, and begins again", "error", err)
+			if err := sleep(ctx, backoff(attempt, 200*time.Millisecond, 2*time.Second)); err != nil {
+				return stats, err
+			}
+			continue
+		}
 		if !errors.Is(err, ErrRewritten) {
 			return stats, err
 		}
-		// A table was rewritten after the snapshot was taken; another one sees it whole. Where a long log is counted, one may be again
-		// and again, so the next attempt holds the tables first.
+		// A table was rewritten after the snapshot was taken; another one sees it whole. Where a long log is counted,
+		// one may be again and again, so the next attempt holds the tables first.
 		held = withChanged(held, stats.changes)
 		if err := sleep(ctx, r.cfg.Interval); err != nil {
 			return stats, err
@@ -177,13 +187,14 @@ func withChanged(tables []*Table, changes []RoundChange) []*Table {
 	return tables
 }
 
-func (r *replicator) try(ctx context.Context, held []*Table) (roundStats, error) {
+func (r *replicator) try(ctx context.Context, held []*Table) (_ roundStats, err error) {
 	began := time.Now()
 	snap, err := r.src.Snapshot(ctx)
 	if err != nil {
 		return roundStats{}, err
 	}
 	defer closeSnapshot(ctx, snap)
+	defer func() { err = gaveWay(snap, err) }()
 	if !r.captured.SameServer(snap.Position()) {
 		return roundStats{}, ErrFailedOver
 	}

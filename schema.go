@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -122,8 +123,14 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	if err := tx.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
 		return nil, err
 	}
-	entries, err := pgdump.Schema(ctx, tools, url.LibpqEnv(), pgdump.SchemaOptions{Snapshot: snapshot,
-		LeaveOut: []string{SchemaName}})
+	// It locks every table, and holds all of these locks while it waits for the next.
+	name := fmt.Sprintf("%s dump %08x", SchemaName, rand.Uint32()) //nolint:gosec // not a secret
+	locks := h.way.enter(0, name, "dump")
+	entries, err := pgdump.Schema(ctx, tools, append(url.LibpqEnv(), "PGAPPNAME="+name),
+		pgdump.SchemaOptions{Snapshot: snapshot, LeaveOut: []string{SchemaName}})
+	if locks.leave() && err != nil {
+		return nil, fmt.Errorf("%w: pg_dump was ended: %s", errGaveWay, pgurl.Redact(err.Error(), url))
+	}
 	if failed := new(pgdump.Error); errors.As(err, &failed) {
 		if failed.LockTimeout() {
 			return nil, fmt.Errorf("%w: another session holds an exclusive lock on a table", ErrBusy)

@@ -25,11 +25,13 @@ type herokuSnapshot struct {
 	late    *lateKeys // nil: no changes are decoded
 	written string    // up to where the WAL was written when the snapshot was there
 	flushed bool      // up to there
+	backend int32
+	locks   *lockHolder
 }
 
 // Snapshot implements [Source].
 func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
-	s, err := beginSnapshot(ctx, h.pool, &h.ops, h.decoder)
+	s, err := beginSnapshot(ctx, h.pool, &h.ops, h.decoder, h.way)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
 	}
@@ -39,14 +41,15 @@ func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
 
 // Snapshot implements [Target]: the change log and the journal's entries are of the same form as on the source.
 func (p *PlanetScale) Snapshot(ctx context.Context) (Snapshot, error) {
-	s, err := beginSnapshot(ctx, p.pool, &p.ops, p.decoder)
+	s, err := beginSnapshot(ctx, p.pool, &p.ops, p.decoder, p.way)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the target: %w", err)
 	}
 	return s, nil
 }
 
-func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache, d *decoder) (*herokuSnapshot, error) {
+func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache, d *decoder,
+	way *giveWay) (*herokuSnapshot, error) {
 	if d.enabled.Load() { // so that little is entered late; who needs the logs does it again, and sees what fails
 		_ = d.drain(ctx)
 	}
@@ -73,6 +76,7 @@ func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache, 
 		_ = s.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
+	s.locks = way.enter(s.backend, "", "")
 	return s, nil
 }
 
@@ -90,10 +94,9 @@ func (s *herokuSnapshot) begin(ctx context.Context, ours string) error {
 	batch.Queue(`
 		SELECT pg_current_snapshot()::text, (SELECT system_identifier::text FROM pg_control_system()),
 		       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8,
-		pg_current_wal_insert_lsn()::text`).
+		pg_current_wal_insert_lsn()::text, pg_backend_pid()`).
 		QueryRow(func(row pgx.Row) error {
-			return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline,
-				&s.written)
+			return row.Scan(&s.pos.Snapshot, &s.pos.System, &s.pos.Timeline, &s.written, &s.backend)
 		})
 	batch.Queue(ours).QueryRow(func(row pgx.Row) error {
 		var text, slot string
@@ -118,11 +121,15 @@ func (s *herokuSnapshot) Close(ctx context.Context) error {
 	conn := s.conn
 	s.conn = nil
 	defer conn.Release()
+	gone := s.locks != nil && s.locks.leave()
 	if conn.Conn().IsClosed() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a connection that hangs is closed
 	defer cancel()
+	if gone { // its backend may not have noticed yet
+		return conn.Conn().Close(ctx)
+	}
 	end := "ROLLBACK"
 	if s.late != nil { // the temporary tables stay for the session's next snapshot
 		end = "COMMIT"
@@ -136,8 +143,9 @@ func (s *herokuSnapshot) Close(ctx context.Context) error {
 func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io.Writer) (int64, error) {
 	fail := func(err error) (int64, error) {
 		s.ops.forget()
-		return 0, fmt.Errorf("read %s: %w", c.Leaf, err)
+		return 0, fmt.Errorf("read %s: %w", c.Leaf, s.locks.failed(err))
 	}
+	s.locks.does(fmt.Sprintf("copy %d/%d", c.Table, c.No))
 	if t.Keyless() {
 		n, err := s.copyKeylessChunk(ctx, t, w)
 		if err != nil {
@@ -206,6 +214,7 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 	if len(tables) == 0 {
 		return nil, nil
 	}
+	s.locks.does("round")
 	var notCovered bool
 	if !since.IsZero() {
 		if !since.SameServer(s.pos) {
@@ -340,6 +349,7 @@ func (s *herokuSnapshot) Hold(ctx context.Context, tables []*Table) error {
 	if len(tables) == 0 {
 		return nil
 	}
+	s.locks.does("round")
 	var names, leaves []string
 	for _, t := range tables {
 		names = append(names, t.Only())
@@ -478,5 +488,7 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 
 // Digest implements [Snapshot].
 func (s *herokuSnapshot) Digest(ctx context.Context, t *Table) (Digest, error) {
-	return digest(ctx, s.conn, t)
+	s.locks.does("compare " + t.String())
+	d, err := digest(ctx, s.conn, t)
+	return d, s.locks.failed(err)
 }

@@ -44,7 +44,7 @@ func (s silenced) restore() string {
 // loudSQL lists what would act on the rows that come back: triggers (ours that capture too, since behind the fence
 // nobody else writes), rules, and foreign keys that are looked at before the transaction ends. Each is to be silenced
 // on its relation alone, but for a foreign key of a partitioned table, which its partitions follow.
-const loudSQL = `
+var loudSQL = `
 	SELECT c.oid, n.nspname, c.relname, x.kind, x.name, x.state FROM (
 		SELECT tgrelid AS relid, 'TRIGGER' AS kind, tgname::text AS name, tgenabled::text AS state FROM pg_trigger
 		WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgname <> 'heroku_migrator_fence'
@@ -56,8 +56,7 @@ const loudSQL = `
 		FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND NOT condeferred) AS x
 	JOIN pg_class c ON c.oid = x.relid JOIN pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.relkind IN ('r', 'p') AND c.oid IN (
-		SELECT unnest($1::oid[]) UNION SELECT p.relid FROM unnest($1::oid[]) AS t(oid) CROSS JOIN LATERAL
-		pg_partition_tree(t.oid) AS p)
+		SELECT p.relid FROM ` + treeOf(`unnest($1::oid[])`) + ` AS p)
 	ORDER BY 1`
 
 func listSilenced(ctx context.Context, q querier, sql string, args ...any) ([]silenced, error) {

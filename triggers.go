@@ -35,7 +35,8 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		picked := make([]string, len(places))
 		for i, place := range places {
 			// The other columns keep their names, of which none may be one of these.
-			aliases[i], picked[i] = fmt.Sprintf("heroku_migrator_k%d", i+1), fmt.Sprintf("r.heroku_migrator_k%d", place+1)
+			aliases[i], picked[i] = fmt.Sprintf("heroku_migrator_k%d", i+1), fmt.Sprintf("r.heroku_migrator_k%d",
+				place+1)
 		}
 		keys, rows = strings.Join(picked, ", "), "heroku_migrator_rows AS r("+strings.Join(aliases, ", ")+")"
 		oldKeys = fmt.Sprintf("SELECT %s FROM (SELECT OLD.*) AS r(%s)", keys, strings.Join(aliases, ", "))
@@ -71,14 +72,19 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 				INSERT INTO %s VALUES (%s);
 				RETURN NULL;
 			END $capture$;`, fn, into, t.keyList("NEW."))
-		trigger(t.Relation, fmt.Sprintf("row_write_%d", t.ID), fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s()`, t.Ident(), fn))
-		trigger(t.Relation, fmt.Sprintf("row_delete_%d", t.ID), fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s_old()`, t.Ident(), fn))
+		trigger(t.Relation, fmt.Sprintf("row_write_%d", t.ID), fmt.Sprintf(`AFTER INSERT OR UPDATE ON %s FOR EACH ROW
+			EXECUTE FUNCTION %s()`, t.Ident(), fn))
+		trigger(t.Relation, fmt.Sprintf("row_delete_%d", t.ID), fmt.Sprintf(`AFTER DELETE ON %s FOR EACH ROW EXECUTE
+			FUNCTION %s_old()`, t.Ident(), fn))
 	}
 	key := "key"
-	if t.Kind != KindOrdinary { // a table that has triggers of its own, partitioned or not, can be attached as a partition: no name may be there twice
+	// a table that has triggers of its own, partitioned or not, can be attached as a partition: no name may be there
+	// twice
+	if t.Kind != KindOrdinary {
 		key = fmt.Sprintf("row_key_%d", t.ID)
 	}
-	trigger(t.Relation, key, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`, t.Ident(), keyChanged, fn))
+	trigger(t.Relation, key, fmt.Sprintf(`AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s_old()`,
+		t.Ident(), keyChanged, fn))
 	c.attach = b.String() + truncateTriggers(t, always)
 	return c
 }
@@ -94,13 +100,16 @@ func createTrigger(on Relation, name, rest string, always bool) string {
 func truncateTriggers(t *Table, always bool) string {
 	var b strings.Builder
 	for _, r := range t.relations() {
-		fmt.Fprintf(&b, "DROP TRIGGER IF EXISTS heroku_migrator_truncate ON %s;\n", r.Ident()) // of a partition that was detached
-		b.WriteString(createTrigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION heroku_migrator.truncate()`, r.Ident()), always))
+		// of a partition that was detached
+		fmt.Fprintf(&b, "DROP TRIGGER IF EXISTS heroku_migrator_truncate ON %s;\n", r.Ident())
+		b.WriteString(createTrigger(r, "truncate", fmt.Sprintf(`AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION
+			heroku_migrator.truncate()`, r.Ident()), always))
 	}
 	return b.String()
 }
 
-// keyByPlace tells whether capture finds the key by the place of its columns, not by their names: they are the first ones. It returns the place of each.
+// keyByPlace tells whether capture finds the key by the place of its columns, not by their names: they are the first
+// ones. It returns the place of each.
 func (t *Table) keyByPlace() (places []int, ok bool) {
 	if t.Kind != KindOrdinary { // a partition may have its columns in another order
 		return nil, false
@@ -117,8 +126,8 @@ func (t *Table) keyByPlace() (places []int, ok bool) {
 
 func logName(id uint32) string { return fmt.Sprintf("%s.changes_%d", SchemaName, id) }
 
-// createLog writes the statements that make the log of a table with a key. Its columns are numbered, so that a key column may be
-// renamed.
+// createLog writes the statements that make the log of a table with a key. Its columns are numbered, so that a key
+// column may be renamed.
 func (t *Table) createLog() string {
 	columns, values, options := t.logColumns(), t.keyList(""), ""
 	if t.logsArrays() {
@@ -134,14 +143,15 @@ func (t *Table) createLog() string {
 		logName(t.ID), columns, values, t.Only(), options)
 }
 
-// arrayTypes are types whose values can be put into an array and taken out again one by one, which is not so for arrays.
+// arrayTypes are types whose values can be put into an array and taken out again one by one, which is not so for
+// arrays.
 var arrayTypes = []string{
 	"bigint", "integer", "smallint", "uuid", "text", "character varying", "numeric", "date", "bytea",
 	"timestamp", "timestamp with time zone", "timestamp without time zone",
 }
 
-// logsArrays tells whether the log has columns for arrays of keys, in which bulk statements enter theirs. It depends on nothing that may change
-// while the table is captured.
+// logsArrays tells whether the log has columns for arrays of keys, in which bulk statements enter theirs. It depends on
+// nothing that may change while the table is captured.
 func (t *Table) logsArrays() bool {
 	for _, k := range t.Key {
 		at := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == k })
@@ -160,15 +170,17 @@ func (t *Table) logsArrays() bool {
 func (t *Table) shortKey() bool {
 	for _, c := range t.Columns {
 		name, _, _ := strings.Cut(c.Type, "(")
-		if slices.Contains(t.Key, c.Name) && slices.Contains([]string{"text", "character varying", "numeric", "bytea"}, name) {
+		if slices.Contains(t.Key, c.Name) && slices.Contains([]string{"text", "character varying", "numeric", "bytea"},
+			name) {
 			return false
 		}
 	}
 	return true
 }
 
-// logStatement is the body of a statement-level trigger. The first keys are entered one by one, as most statements have few; those of a
-// bulk statement as one array, which costs a fraction of as many rows; and, so that memory is bounded, those of a huge one as many.
+// logStatement is the body of a statement-level trigger. The first keys are entered one by one, as most statements have
+// few; those of a bulk statement as one array, which costs a fraction of as many rows; and, so that memory is bounded,
+// those of a huge one as many.
 func (t *Table) logStatement(keys, rows string) string {
 	const few, each = 50, 1000
 	much := 250_000
@@ -190,7 +202,8 @@ func (t *Table) logStatement(keys, rows string) string {
 		columns = append(columns, fmt.Sprintf("keys_%d", i+1))
 		arrays = append(arrays, fmt.Sprintf("pg_catalog.array_agg(v%d)", i+1))
 	}
-	many := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s", logName(t.ID), strings.Join(columns, ", "), strings.Join(arrays, ", "))
+	many := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s", logName(t.ID), strings.Join(columns, ", "),
+		strings.Join(arrays, ", "))
 	as := "(" + strings.Join(names, ", ")
 	return fmt.Sprintf(`
 			#variable_conflict use_column
@@ -201,10 +214,12 @@ func (t *Table) logStatement(keys, rows string) string {
 				IF entered OPERATOR(pg_catalog.<) %[2]d THEN
 					RETURN NULL;
 				END IF;
-				%[3]s FROM (SELECT %[4]s FROM %[5]s OFFSET %[2]d LIMIT %[6]d) AS s%[7]s) HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+				%[3]s FROM (SELECT %[4]s FROM %[5]s OFFSET %[2]d LIMIT %[6]d) AS s%[7]s) HAVING pg_catalog.count(*)
+				OPERATOR(pg_catalog.>) 0
 					RETURNING pg_catalog.cardinality(keys_1) INTO entered;
 				IF entered OPERATOR(pg_catalog.=) %[6]d THEN
-					%[3]s FROM (SELECT %[4]s, pg_catalog.row_number() OVER () OPERATOR(pg_catalog./) %[8]d FROM %[5]s OFFSET %[9]d) AS s%[7]s, part) GROUP BY part;
+					%[3]s FROM (SELECT %[4]s, pg_catalog.row_number() OVER () OPERATOR(pg_catalog./) %[8]d FROM %[5]s
+					OFFSET %[9]d) AS s%[7]s, part) GROUP BY part;
 				END IF;
 				RETURN NULL;
 			END`, one, few, many, keys, rows, much, as, each, few+much)
@@ -230,7 +245,8 @@ func (t *Table) logRows() string {
 		columns = append(columns, fmt.Sprintf("keys_%d", i+1))
 		values = append(values, fmt.Sprintf("v%d, ", i+1))
 	}
-	return t.logEntries(logName(t.ID)) + fmt.Sprintf(" WHERE keys_1 IS NULL UNION ALL SELECT %sheroku_migrator_xid FROM %s CROSS JOIN LATERAL unnest(%s) AS u(%s) WHERE keys_1 IS NOT NULL",
+	return t.logEntries(logName(t.ID)) + fmt.Sprintf(" WHERE keys_1 IS NULL UNION ALL SELECT %sheroku_migrator_xid "+
+		"FROM %s CROSS JOIN LATERAL unnest(%s) AS u(%s) WHERE keys_1 IS NOT NULL",
 		strings.Join(values, ""), logName(t.ID), strings.Join(columns, ", "), strings.Join(names, ", "))
 }
 
@@ -264,12 +280,14 @@ func (t *Table) relationNames() []string {
 	return names
 }
 
-// stillNamed writes the statement that fails if a name leads to another relation by now, as of a table that does not exist: the schema is followed then.
+// stillNamed writes the statement that fails if a name leads to another relation by now, as of a table that does not
+// exist: the schema is followed then.
 func stillNamed(relations []Relation) string {
 	var b strings.Builder
 	b.WriteString("DO $named$ BEGIN\n")
 	for _, r := range relations {
-		fmt.Fprintf(&b, "IF to_regclass('%[1]s')::oid IS DISTINCT FROM %[2]d THEN RAISE undefined_table USING MESSAGE = '%[1]s is not the relation %[2]d any more'; END IF;\n", quoteText(r.Ident()), r.ID)
+		fmt.Fprintf(&b, "IF to_regclass('%[1]s')::oid IS DISTINCT FROM %[2]d THEN RAISE undefined_table USING "+
+			"MESSAGE = '%[1]s is not the relation %[2]d any more'; END IF;\n", quoteText(r.Ident()), r.ID)
 	}
 	return b.String() + "END $named$;\n"
 }
@@ -286,7 +304,8 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 	err = h.change(ctx, func(tx pgx.Tx) error {
 		var key []string
 		var decoded, done bool
-		err := tx.QueryRow(ctx, `SELECT key, decoded FROM heroku_migrator.captured WHERE relid = $1`, t.ID).Scan(&key, &decoded)
+		err := tx.QueryRow(ctx, `SELECT key, decoded FROM heroku_migrator.captured WHERE relid = $1`, t.ID).Scan(&key,
+			&decoded)
 		if done = err == nil; done && (decoded || slices.Equal(key, t.Key)) {
 			return nil
 		}
@@ -314,11 +333,13 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 			}
 			return err
 		}
-		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, kind, key, decoded) VALUES ($1, $1, $2, $3, $4)`, t.ID, string(t.Kind), append([]string{}, t.Key...), decoded); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.captured (relid, here, kind, key, decoded) VALUES ($1,
+			$1, $2, $3, $4)`, t.ID, string(t.Kind), append([]string{}, t.Key...), decoded); err != nil {
 			return err
 		}
 		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", stillNamed(t.relations())+c.attach+fmt.Sprintf(`;
-			UPDATE heroku_migrator.captured SET triggers = ARRAY(SELECT tgname FROM pg_trigger WHERE tgrelid = relid AND tgname LIKE 'heroku\_migrator\_%%') WHERE relid = %d`, t.ID))
+			UPDATE heroku_migrator.captured SET triggers = ARRAY(SELECT tgname FROM pg_trigger WHERE tgrelid = relid AND
+			tgname LIKE 'heroku\_migrator\_%%') WHERE relid = %d`, t.ID))
 	})
 	if errors.Is(err, ErrBusy) {
 		return fmt.Errorf("capture %s: %w; %s", t, err, holders(ctx, h.pool, t.relations()))
@@ -373,7 +394,8 @@ func (h *Heroku) LogSize(ctx context.Context) (int64, error) { return h.decoder.
 func logSize(ctx context.Context, q querier) (bytes int64, err error) {
 	err = q.QueryRow(ctx, `
 		SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8 FROM pg_class c
-		WHERE c.relnamespace = to_regnamespace('heroku_migrator') AND c.relkind = 'r' AND (c.relname LIKE 'changes\_%' OR c.relname = 'truncated')`).Scan(&bytes)
+		WHERE c.relnamespace = to_regnamespace('heroku_migrator') AND c.relkind = 'r' AND (c.relname LIKE 'changes\_%'
+		OR c.relname = 'truncated')`).Scan(&bytes)
 	if err != nil {
 		err = fmt.Errorf("measure the change log: %w", err)
 	}
@@ -384,7 +406,8 @@ func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables [
 	var due []string // logs that hold many dead entries: autovacuum would come late, and every round reads them
 	err := change(ctx, func(tx pgx.Tx) error {
 		var before string
-		if err := tx.QueryRow(ctx, `SELECT coalesce(trimmed, '') FROM heroku_migrator.migration FOR UPDATE`).Scan(&before); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT coalesce(trimmed, '') FROM heroku_migrator.migration FOR
+			UPDATE`).Scan(&before); err != nil {
 			return err
 		}
 		mark, err := ParsePosition(before)
@@ -399,13 +422,16 @@ func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables [
 			return err
 		}
 		for _, t := range tables {
-			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.captured SET trimmed = true WHERE relid = $1 AND NOT trimmed`, t.ID); err != nil {
+			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.captured SET trimmed = true WHERE relid = $1 AND NOT
+				trimmed`, t.ID); err != nil {
 				return err
 			}
 			var deleted, size int64
 			err := tx.QueryRow(ctx, `
-				WITH gone AS (DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid, $1::pg_snapshot) RETURNING 1)
-				SELECT count(*), pg_total_relation_size($2) FROM gone`, upTo.Snapshot, logName(t.ID)).Scan(&deleted, &size)
+				WITH gone AS (DELETE FROM `+logName(t.ID)+` WHERE pg_visible_in_snapshot(heroku_migrator_xid,
+					$1::pg_snapshot) RETURNING 1)
+				SELECT count(*), pg_total_relation_size($2) FROM
+				gone`, upTo.Snapshot, logName(t.ID)).Scan(&deleted, &size)
 			if err != nil {
 				return err
 			}
@@ -414,7 +440,8 @@ func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables [
 				due = append(due, logName(t.ID))
 			}
 			_, err = tx.Exec(ctx, `
-				DELETE FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[]) AS n)
+				DELETE FROM heroku_migrator.truncated WHERE relid IN (SELECT to_regclass(n)::oid FROM unnest($1::text[])
+				AS n)
 				AND pg_visible_in_snapshot(xid, $2::pg_snapshot)`, t.relationNames(), upTo.Snapshot)
 			if err != nil {
 				return err
@@ -442,6 +469,9 @@ func (h *Heroku) Touch(ctx context.Context, t *Table, keys io.Reader, all bool) 
 					return err
 				}
 			}
+			if all && !t.Keyless() {
+				return h.way.during(ctx, tx, "mark "+t.String(), func() error { return fn(tx) })
+			}
 			return fn(tx)
 		})
 	}
@@ -461,7 +491,8 @@ func touch(ctx context.Context, change beginner, t *Table, keys io.Reader, all b
 			return err
 		}
 		if all || t.Keyless() { // whatever the other side has now
-			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1::text::regclass)`, t.Ident()); err != nil {
+			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid) VALUES ($1::text::regclass)`,
+				t.Ident()); err != nil {
 				return err
 			}
 		}
@@ -469,7 +500,8 @@ func touch(ctx context.Context, change beginner, t *Table, keys io.Reader, all b
 			return nil
 		}
 		if all {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID), t.logColumns(), t.keyList(""), t.Only())); err != nil {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID),
+				t.logColumns(), t.keyList(""), t.Only())); err != nil {
 				return err
 			}
 		}

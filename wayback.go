@@ -129,7 +129,8 @@ func (w *wayBack) run(ctx context.Context, done func(roundStats) bool) error {
 func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 	images := new(ImagesError)
 	var held []*Table
-	for detach := false; ; {
+	detach := false
+	for attempt := 1; ; attempt++ {
 		stats, err := w.try(ctx, detach, held)
 		switch {
 		case errors.Is(err, ErrDetach) && !detach:
@@ -137,6 +138,9 @@ func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 		case errors.Is(err, ErrConstraintTaken):
 			w.warn(ctx, err.Error())
 			err = nil
+		case errors.Is(err, errGaveWay):
+			w.cfg.Logger.InfoContext(ctx, "a round of the way back gave way to others, and begins again", "error", err)
+			err = sleep(ctx, backoff(attempt, 200*time.Millisecond, 2*time.Second))
 		case errors.Is(err, ErrRewritten): // after the snapshot was taken; another one sees the table whole
 			held = withChanged(held, stats.changes)
 			err = sleep(ctx, w.cfg.Interval)
@@ -170,14 +174,14 @@ func (w *wayBack) warn(ctx context.Context, message string) {
 	notify(w.cfg.OnEvent, Event{Kind: EventWarning, Phase: PhaseSwitched, Message: message})
 }
 
-func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (roundStats, error) {
+func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (stats roundStats, err error) {
 	began := time.Now()
-	var stats roundStats
 	snap, err := w.dst.Snapshot(ctx)
 	if err != nil {
 		return stats, err
 	}
 	defer closeSnapshot(ctx, snap)
+	defer func() { err = gaveWay(snap, err) }()
 	if !w.position.IsZero() && !w.position.SameServer(snap.Position()) {
 		return stats, ErrFailedOver
 	}
