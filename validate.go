@@ -80,7 +80,7 @@ func validateGently(ctx context.Context, pool *pgxpool.Pool, change beginner, sq
 		watched := make(chan struct{})
 		go func() {
 			defer close(watched)
-			giveWay(ctx, pool, tx.Conn().PgConn().PID(), ended)
+			yieldValidation(ctx, pool, tx.Conn().PgConn().PID(), ended)
 		}()
 		_, err := tx.Exec(ctx, sql)
 		close(ended)
@@ -98,8 +98,8 @@ func validateGently(ctx context.Context, pool *pgxpool.Pool, change beginner, sq
 	})
 }
 
-// giveWay ends a validation when another session waits for it, or nobody waits for its end any more.
-func giveWay(ctx context.Context, pool *pgxpool.Pool, pid uint32, ended <-chan struct{}) {
+// yieldValidation ends a validation when another session waits for it, or nobody waits for its end any more.
+func yieldValidation(ctx context.Context, pool *pgxpool.Pool, pid uint32, ended <-chan struct{}) {
 	tick := time.NewTicker(300 * time.Millisecond)
 	defer tick.Stop()
 	for over := false; ; {
