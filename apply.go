@@ -322,14 +322,23 @@ func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 // Revert implements [Target].
 func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, touch touchRows) error {
 	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
-		names := make([]string, len(tables))
-		for i, t := range tables {
+		here, err := p.located(ctx, tables) // one that was dropped is told of, and is gone in a revert that is forced
+		if err != nil {
+			return err
+		}
+		names := make([]string, len(here))
+		for i, t := range here {
 			names[i] = t.Only()
 		}
 		if len(names) > 0 {
 			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE `+strings.Join(names,
 				", ")+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return fmt.Errorf("lock out writers of the target: %w", err)
+			}
+		}
+		if !force {
+			if err := stillSurveyed(ctx, tx); err != nil {
+				return err
 			}
 		}
 		decoded, err := p.decoder.look(ctx)
@@ -362,6 +371,11 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 		}
 		if err := handOver(ctx, tx, written, touch); err != nil {
 			return err
+		}
+		if force {
+			if err := p.leaveBehind(ctx, tx, tables); err != nil {
+				return err
+			}
 		}
 		return p.undoSwitch(ctx, tx, tables)
 	})

@@ -158,6 +158,13 @@ func prepareAndSwitch(ctx context.Context, src Source, dst Target, r *replicator
 	if err := settleDrift(ctx, src, dst); err != nil {
 		return nil, err
 	}
+	survey, err := dst.SurveySchema(ctx)
+	if err == nil {
+		err = dst.Journal().recordSurvey(ctx, survey)
+	}
+	if err != nil {
+		return nil, err
+	}
 	call := HookCall{Point: HookBeforeFence}
 	if cfg.Hook != nil {
 		state, err := dst.Journal().State(ctx)

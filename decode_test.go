@@ -13,8 +13,9 @@ import (
 	"github.com/heroku-migrator/migrator/internal/pgtest"
 )
 
-// The tests of capture, replication and the way back, over logical decoding on both sides. They have servers of their own: a slot is
-// made once every transaction of the whole server has ended that was open then, and other tests hold some.
+// The tests of capture, replication and the way back, over logical decoding on both sides. They have servers of their
+// own: a slot is made once every transaction of the whole server has ended that was open then, and other tests hold
+// some.
 func TestDecoding(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
@@ -40,6 +41,7 @@ func TestDecoding(t *testing.T) {
 		"Abort":                          TestAbort,
 		"SourceFailsOver":                TestSourceFailsOverToAStandbyThatLags,
 		"SourceFailsOverAfterTheSwitch":  TestSourceFailsOverAfterTheSwitch,
+		"AdditionsOnTheTargetComeBack":   TestAdditionsOnTheTargetComeBack,
 	} {
 		t.Run(name, test)
 	}
@@ -55,8 +57,8 @@ func decodingPair(t *testing.T) (*pair, *pgtest.Cluster) {
 	return p, server
 }
 
-// A transaction whose commit is written, and so decoded, before anybody sees it: it waits for a synchronous standby. Its key is entered, the rounds
-// meanwhile do not take it for applied, and its row comes when it is seen.
+// A transaction whose commit is written, and so decoded, before anybody sees it: it waits for a synchronous standby.
+// Its key is entered, the rounds meanwhile do not take it for applied, and its row comes when it is seen.
 func TestDecodedBeforeItIsVisible(t *testing.T) {
 	t.Parallel()
 	p, server := decodingPair(t)
@@ -78,7 +80,8 @@ func TestDecodedBeforeItIsVisible(t *testing.T) {
 	})
 	committed := make(chan error, 1)
 	go func() {
-		_, err := writer.Exec(t.Context(), `INSERT INTO items VALUES (2, 'late'); UPDATE items SET v = 'after' WHERE id = 1`)
+		_, err := writer.Exec(t.Context(), `INSERT INTO items VALUES (2, 'late'); UPDATE items SET v = 'after' WHERE
+			id = 1`)
 		committed <- err
 	}()
 	waitFor(t, "its key is entered", func() bool {
@@ -112,7 +115,8 @@ func TestSlotRetainsLittle(t *testing.T) {
 	execute(t, admin, `CHECKPOINT`)
 	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	waitFor(t, "the slot has gone on", func() bool {
-		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database =
+			current_database()`) > end-1<<20
 	})
 	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM items`))
 	do(t, m, migrator.CommandResume)
@@ -123,7 +127,8 @@ func TestSlotRetainsLittle(t *testing.T) {
 	p.requireNoTrace(t)
 }
 
-// A slot that is gone, or invalidated since it retained too much, loses changes. Every table is sent whole then, on the way there and back.
+// A slot that is gone, or invalidated since it retained too much, loses changes. Every table is sent whole then, on the
+// way there and back.
 func TestSlotIsLost(t *testing.T) {
 	t.Parallel()
 	p, server := decodingPair(t)
@@ -137,13 +142,16 @@ func TestSlotIsLost(t *testing.T) {
 		require.NoError(t, err)
 		defer admin.Close(context.Background())
 		waitFor(t, "the slot is dropped", func() bool {
-			_, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active`)
+			_, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+				WHERE active`)
 			require.NoError(t, err)
-			_, err = admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+			_, err = admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+				WHERE database = current_database()`)
 			return err == nil
 		})
 	}
-	p.sql(t, `UPDATE children SET n = n + 1`, `DELETE FROM parents WHERE id = 5`, `INSERT INTO children (parent, n) VALUES (7, 7777)`)
+	p.sql(t, `UPDATE children SET n = n + 1`, `DELETE FROM parents WHERE id = 5`, `INSERT INTO children (parent, n)
+		VALUES (7, 7777)`)
 	lose(server, p.source)
 	p.sql(t, `UPDATE children SET n = n + 1 WHERE id < 100`)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
@@ -169,14 +177,17 @@ func TestDecodingIsNotPossible(t *testing.T) {
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
 }
 
-// A change of the replica identity to columns that are not the key: changes do not tell the key any more. It is refused, and no row is passed over.
+// A change of the replica identity to columns that are not the key: changes do not tell the key any more. It is
+// refused, and no row is passed over.
 func TestReplicaIdentityIsChanged(t *testing.T) {
 	t.Parallel()
 	p, _ := decodingPair(t)
-	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, email text NOT NULL UNIQUE)`, `INSERT INTO items SELECT i, 'e' || i FROM generate_series(1, 20) i`)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, email text NOT NULL UNIQUE)`, `INSERT INTO items SELECT i, 'e'
+		|| i FROM generate_series(1, 20) i`)
 	m := p.migrator(t)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
-	p.sql(t, `ALTER TABLE items REPLICA IDENTITY FULL`, `UPDATE items SET id = 100 WHERE id = 1`, `DELETE FROM items WHERE id = 2`)
+	p.sql(t, `ALTER TABLE items REPLICA IDENTITY FULL`, `UPDATE items SET id = 100 WHERE id = 1`, `DELETE FROM items
+		WHERE id = 2`)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	p.requireEqual(t)
 	p.sql(t, `ALTER TABLE items REPLICA IDENTITY USING INDEX items_email_key`, `UPDATE items SET id = 101 WHERE id = 3`)
@@ -191,15 +202,20 @@ func TestReplicaIdentityIsChanged(t *testing.T) {
 	p.requireEqual(t)
 }
 
-// Partitions whose identities are their own, of a root that gives later ones none: published, those would refuse the application's updates.
+// Partitions whose identities are their own, of a root that gives later ones none: published, those would refuse the
+// application's updates.
 func TestIdentitiesThatPartitionsDoNotInherit(t *testing.T) {
 	t.Parallel()
 	p, _ := decodingPair(t)
-	p.sql(t, `CREATE TABLE part (id int NOT NULL, v text) PARTITION BY RANGE (id)`, `CREATE UNIQUE INDEX part_id ON part (id)`,
-		`CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100)`, `ALTER TABLE part_1 REPLICA IDENTITY USING INDEX part_1_id_idx`, `INSERT INTO part SELECT i, 'v' FROM generate_series(0, 99) i`)
+	p.sql(t, `CREATE TABLE part (id int NOT NULL, v text) PARTITION BY RANGE (id)`, `CREATE UNIQUE INDEX part_id ON
+		part (id)`,
+		`CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100)`, `ALTER TABLE part_1 REPLICA IDENTITY
+			USING INDEX part_1_id_idx`, `INSERT INTO part SELECT i, 'v' FROM generate_series(0, 99) i`)
 	m := p.migrator(t)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
-	p.sql(t, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200)`, `INSERT INTO part SELECT i, 'v' FROM generate_series(100, 199) i`, `UPDATE part SET v = 'changed' WHERE id > 50`, `DELETE FROM part WHERE id = 150`)
+	p.sql(t, `CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200)`, `INSERT INTO part SELECT i, 'v'
+		FROM generate_series(100, 199) i`, `UPDATE part SET v = 'changed' WHERE id > 50`, `DELETE FROM part WHERE id
+			= 150`)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	p.requireEqual(t)
 }
@@ -208,21 +224,26 @@ func TestIdentitiesThatPartitionsDoNotInherit(t *testing.T) {
 func TestKeyColumnIsRenamedAndItsNameTaken(t *testing.T) {
 	t.Parallel()
 	p, _ := decodingPair(t)
-	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, 'e' || i FROM generate_series(1, 20) i`)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, 'e' || i FROM
+		generate_series(1, 20) i`)
 	m := p.migrator(t)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
-	p.sql(t, `BEGIN; ALTER TABLE items RENAME id TO old_id; ALTER TABLE items ADD id bigint; UPDATE items SET id = 1000 + old_id WHERE old_id > 10; COMMIT`, `DELETE FROM items WHERE old_id = 1`)
+	p.sql(t, `BEGIN; ALTER TABLE items RENAME id TO old_id; ALTER TABLE items ADD id bigint; UPDATE items SET id =
+		1000 + old_id WHERE old_id > 10; COMMIT`, `DELETE FROM items WHERE old_id = 1`)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
-	p.sql(t, `UPDATE items SET id = 2000 + old_id WHERE old_id < 5`, `DELETE FROM items WHERE old_id = 2`, `UPDATE items SET old_id = 50 WHERE old_id = 3`)
+	p.sql(t, `UPDATE items SET id = 2000 + old_id WHERE old_id < 5`, `DELETE FROM items WHERE old_id = 2`, `UPDATE
+		items SET old_id = 50 WHERE old_id = 3`)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	p.requireEqual(t)
 }
 
-// One process reads the slot. Another one that would share the copy is told so, and does not disturb the one that leads.
+// One process reads the slot. Another one that would share the copy is told so, and does not disturb the one that
+// leads.
 func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
 	t.Parallel()
 	p, _ := decodingPair(t)
-	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i`)
+	p.sql(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT i, repeat('x', 500) FROM
+		generate_series(1, 20000) i`)
 	m := p.migrator(t, func(c *migrator.Config) { c.HoldBeforeCopy, c.Copy.MaxBytesPerSecond = true, 4<<20 })
 	ctx := withTimeout(t, time.Minute)
 	ended := make(chan error, 1)
@@ -240,8 +261,8 @@ func TestAnotherProcessDoesNotReadTheSlot(t *testing.T) {
 	p.requireEqual(t)
 }
 
-// Another process than the one that switched knows of the slot on the target: it reads it while the way back is off, and a revert names what
-// would stay behind.
+// Another process than the one that switched knows of the slot on the target: it reads it while the way back is off,
+// and a revert names what would stay behind.
 func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	t.Parallel()
 	p, server := decodingPair(t)
@@ -252,7 +273,8 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	m := p.migrator(t, off)
 	require.NoError(t, m.Run(withTimeout(t, time.Minute), migrator.UntilInSync))
 	do(t, m, migrator.CommandSwitch)
-	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE id = 5`)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE
+		id = 5`)
 	other := p.migrator(t, off)
 	_, err := other.Do(withTimeout(t, time.Minute), migrator.CommandRevert, false)
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
@@ -269,10 +291,12 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	defer admin.Close(context.Background())
 	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	waitFor(t, "the slot has gone on", func() bool {
-		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database =
+			current_database()`) > end-1<<20
 	})
 	waitFor(t, "that on the source, too", func() bool {
-		return count(t, old, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > oldEnd-1<<20
+		return count(t, old, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database =
+			current_database()`) > oldEnd-1<<20
 	})
 	stop()
 	_, err = p.migrator(t, off).Do(withTimeout(t, time.Minute), migrator.CommandRevert, true)
@@ -281,7 +305,8 @@ func TestSlotOfAnotherProcessWhileTheWayBackIsOff(t *testing.T) {
 	p.requireEqual(t)
 }
 
-// The way back is stopped by a change of the target's schema. Its slot is read nevertheless; and when that is lost, a revert can be forced.
+// The way back is stopped by a change of the target's schema. Its slot is read nevertheless; and when that is lost, a
+// revert can be forced.
 func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
 	t.Parallel()
 	p, _ := decodingPair(t)
@@ -299,13 +324,15 @@ func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
 	end := count(t, admin, `SELECT (pg_current_wal_lsn() - '0/0')::int8`)
 	stop := run(t, m)
 	waitFor(t, "the slot has gone on", func() bool {
-		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database = current_database()`) > end-1<<20
+		return count(t, admin, `SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE database =
+			current_database()`) > end-1<<20
 	})
 	stop()
 	execute(t, p.target.Connect(t), `ALTER TABLE children ADD n int`, `DELETE FROM parents WHERE id = 5`)
 	waitFor(t, "the slot is dropped", func() bool {
 		execute(t, admin, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active`)
-		_, err := admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+		_, err := admin.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE
+			database = current_database()`)
 		return err == nil
 	})
 	off := p.migrator(t, func(c *migrator.Config) { c.WayBack.Disabled = true })
@@ -319,8 +346,8 @@ func TestSlotWhileTheWayBackIsStopped(t *testing.T) {
 	require.Zero(t, countOn(t, p.target, `SELECT count(*) FROM journal WHERE what LIKE 'x%'`))
 }
 
-// A slot is made once every transaction of the server has ended that writes. One that does not end keeps a switch from nothing: there are triggers then,
-// or it is refused where decoding was asked for.
+// A slot is made once every transaction of the server has ended that writes. One that does not end keeps a switch from
+// nothing: there are triggers then, or it is refused where decoding was asked for.
 func TestSlotThatCannotBeMade(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -338,10 +365,12 @@ func TestSlotThatCannotBeMade(t *testing.T) {
 	require.ErrorAs(t, err, new(*migrator.RefusedError))
 	require.ErrorContains(t, err, "No replication slot could be made")
 	do(t, m, migrator.CommandSwitch)
-	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE id = 5`)
+	execute(t, p.target.Connect(t), `INSERT INTO children (parent, n) VALUES (7, 7777)`, `DELETE FROM parents WHERE
+		id = 5`)
 	do(t, m, migrator.CommandRevert)
 	p.requireEqual(t)
-	require.Zero(t, count(t, admin, `SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)`))
+	require.Zero(t, count(t, admin, `SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM
+		pg_publication)`))
 	execute(t, admin, `ROLLBACK`)
 	do(t, m, migrator.CommandSwitch)
 	require.EqualValues(t, 1, count(t, admin, `SELECT count(*) FROM pg_replication_slots`))

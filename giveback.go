@@ -87,10 +87,12 @@ var (
 	columnsHere = `(SELECT array_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attnum ORDER BY
 		a.attnum) FROM pg_attribute a
 		WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped)`
-	filesHere = `(SELECT string_agg(concat_ws(':', pg_relation_filenode(r.relid), (SELECT string_agg(i.xmin::text, ','
-		ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = r.relid)), ' ' ORDER BY r.relid)
-			|| coalesce((SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_attribute a JOIN pg_index x ON
-			x.indrelid = a.attrelid AND x.indisprimary
+	fileHere = `concat_ws(':', pg_relation_filenode(r.relid), (
+			SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = r.relid))`
+	filesHere = `(SELECT string_agg(` + fileHere + `, ' ' ORDER BY r.relid)
+			|| coalesce(' ' || (
+				SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_attribute a
+				JOIN pg_index x ON x.indrelid = a.attrelid AND x.indisprimary
 				WHERE a.attrelid = to_regclass(t.name) AND a.attnum = ANY (x.indkey)), '')
 		FROM ` + treeOf(`to_regclass(t.name)`) + ` AS r)`
 )
@@ -120,63 +122,6 @@ func idsAndNames(tables []*Table) (ids []int64, names []string) {
 		ids, names = append(ids, int64(t.ID)), append(names, t.Ident())
 	}
 	return ids, names
-}
-
-// SchemaSinceSwitch implements [Target].
-func (p *PlanetScale) SchemaSinceSwitch(ctx context.Context, tables []*Table) (differ, ignored []string, err error) {
-	ids, _ := idsAndNames(tables)
-	fail := func(err error) ([]string, []string, error) {
-		return nil, nil, fmt.Errorf("compare the target's schema with that of the switch: %w", err)
-	}
-	rows, err := p.pool.Query(ctx, `
-		SELECT t.name, coalesce(t.columns, '{}'), to_regclass(t.name) IS NULL, coalesce(`+columnsHere+`, '{}')
-		FROM heroku_migrator.captured t WHERE t.relid = ANY ($1::int8[]) ORDER BY t.relid`, ids)
-	if err != nil {
-		return fail(err)
-	}
-	var name string
-	var gone bool
-	var before, now []string
-	if _, err = pgx.ForEachRow(rows, []any{&name, &before, &gone, &now}, func() error {
-		if gone {
-			differ = append(differ, fmt.Sprintf("table %s is gone or renamed", name))
-			return nil
-		}
-		for _, c := range before {
-			if !slices.Contains(now, c) {
-				column, _, _ := strings.Cut(c, " ")
-				differ = append(differ, fmt.Sprintf("column %s of %s is gone, renamed or of another type", column,
-					name))
-			}
-		}
-		for _, c := range now {
-			if !slices.Contains(before, c) {
-				column, _, _ := strings.Cut(c, " ")
-				ignored = append(ignored, fmt.Sprintf("column %s of %s", column, name))
-			}
-		}
-		return nil
-	}); err != nil {
-		return fail(err)
-	}
-	labels, err := p.labelsGone(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	differ = append(differ, labels...)
-	rows, err = p.pool.Query(ctx, `
-		SELECT format('table %I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND`+userRelations+`
-		  AND c.oid NOT IN (SELECT to_regclass(t.name)::oid FROM heroku_migrator.captured t WHERE to_regclass(t.name) IS
-		NOT NULL) ORDER BY 1`)
-	if err != nil {
-		return fail(err)
-	}
-	created, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fail(err)
-	}
-	return differ, append(ignored, created...), nil
 }
 
 // ResendRewritten implements [Target].

@@ -36,11 +36,18 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*Sw
 	if cfg.WayBack.Disabled {
 		return report, goBack(ctx, src, dst, tables, cfg, report, time.Now())
 	}
-	began, err := bringBack(ctx, src, dst, tables, cfg, report)
-	if err == nil {
+	for attempt := 1; ; attempt++ {
+		var began time.Time
+		var w *wayBack
+		if began, w, err = bringBack(ctx, src, dst, cfg, report); err != nil {
+			break
+		}
 		without := cfg
-		without.Force = false // nothing may have stayed behind
-		return report, goBack(ctx, src, dst, tables, without, report, began)
+		without.Force = cfg.Force && len(w.held) > 0 // nothing else may have stayed behind
+		err = goBack(ctx, src, dst, w.all, without, report, began)
+		if !errors.Is(err, errAddedLate) || attempt == 5 {
+			return report, err
+		}
 	}
 	if recoverErr := recoverSoon(ctx, src, dst); recoverErr != nil {
 		return nil, fmt.Errorf("%w; the fence on the target could not be lifted: run any command again, which tries "+
@@ -65,46 +72,62 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*Sw
 
 // bringBack raises the fence on the target, brings everything to the source, and makes the source as it was. It returns
 // the moment since which nobody could write.
-func bringBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg CutoverConfig,
-	report *SwitchReport) (began time.Time, err error) {
+func bringBack(
+	ctx context.Context, src Source, dst Target, cfg CutoverConfig, report *SwitchReport,
+) (began time.Time, w *wayBack, err error) {
 	limited, cancel := context.WithTimeout(ctx, cfg.FenceTimeout)
 	defer cancel()
 	way := cfg.WayBack
-	var w *wayBack
 	err = patiently(limited, func(ctx context.Context) error {
 		w, err = openWayBack(ctx, src, dst, way)
 		return err
 	})
 	if err != nil {
-		return began, err
+		return began, w, err
 	}
 	watch := watchSequences(ctx, dst)
 	if err := catchUpBefore(ctx, w.catchUp, "revert", cfg); err != nil {
-		return began, err
+		return began, w, err
+	}
+	if err := w.refuseHeld(cfg.Force); err != nil {
+		return began, w, err
 	}
 	large, err := prepareLargeObjects(ctx, src.ReturnLargeObjects, dst, cfg)
 	if err != nil {
-		return began, err
+		return began, w, err
 	}
 	w.trimmer.grace = time.Hour // behind the fence, every moment counts
 	if err := dst.Journal().SetPending(ctx, CommandRevert); err != nil {
-		return began, err
+		return began, w, err
 	}
-	if began, err = raiseFence(ctx, "revert", dst, tables, cfg, report, w.round); err != nil {
-		return began, err
+	if began, err = raiseFence(ctx, "revert", dst, w.all, cfg, report, w.round); err != nil {
+		return began, w, err
 	}
 	report.Fence = time.Since(began)
 	drain, cancelDrain := context.WithTimeout(ctx, cfg.DrainTimeout+2*large.Comparing)
 	defer cancelDrain()
-	if err := w.finish(drain, tables, watch, cfg.SequenceMargin, report); err != nil {
+	if err := w.finish(drain, watch, cfg, report); err != nil {
 		if drain.Err() != nil && ctx.Err() == nil {
-			return began, refuse("revert", "The last changes could not be brought back within %s; the fence was "+
+			return began, w, refuse("revert", "The last changes could not be brought back within %s; the fence was "+
 				"lifted and nothing has happened. Try again when the lag is small. (%v)", cfg.DrainTimeout, err)
 		}
-		return began, err
+		return began, w, err
 	}
 	report.Drain = time.Since(began) - report.Fence
-	return began, nil
+	return began, w, nil
+}
+
+// refuseHeld names the tables whose rows would stay behind.
+func (w *wayBack) refuseHeld(force bool) error {
+	if len(w.held) == 0 || force {
+		return nil
+	}
+	e := &RefusedError{Action: "revert", CanForce: true}
+	for _, t := range w.held {
+		e.Reasons = append(e.Reasons, fmt.Sprintf("Rows of %s cannot be brought back to the source: %s. "+
+			"Or force the revert, which goes back without what was written there since.", t.Table, t.Reason))
+	}
+	return e
 }
 
 // catchUp does rounds until one begins and ends within the lag given.
@@ -113,20 +136,29 @@ func (w *wayBack) catchUp(ctx context.Context, lag time.Duration) error {
 }
 
 // finish brings the rest back, behind the target's fence.
-func (w *wayBack) finish(ctx context.Context, tables []*Table, watch sequenceWatch, margin int64,
-	report *SwitchReport) error {
-	if err := w.dst.ResendRewritten(ctx, tables); err != nil {
+func (w *wayBack) finish(ctx context.Context, watch sequenceWatch, cfg CutoverConfig, report *SwitchReport) error {
+	if err := w.dst.ResendRewritten(ctx, w.tables); err != nil {
 		return err
 	}
-	for {
+	for late := false; ; {
 		stats, err := w.round(ctx)
 		if err != nil {
 			return err
 		}
 		report.RowsDrained += stats.rows
-		if stats.rows == 0 {
+		if stats.rows > 0 {
+			continue
+		}
+		if late || !w.again {
 			break
 		}
+		late = true // all rows are there now that constraints may have had to wait for
+		if err := w.followTarget(ctx); err != nil {
+			return err
+		}
+	}
+	if err := w.refuseHeld(cfg.Force); err != nil {
+		return err
 	}
 	large, err := finishLargeObjects(ctx, w.src.ReturnLargeObjects, w.dst)
 	if err != nil {
@@ -142,12 +174,12 @@ func (w *wayBack) finish(ctx context.Context, tables []*Table, watch sequenceWat
 	if err != nil {
 		return err
 	}
-	report.Sequences, report.SequenceMargin = len(sequences), watch.margins(sequences, margin)
+	report.Sequences, report.SequenceMargin = len(sequences), watch.margins(sequences, cfg.SequenceMargin)
 	if err := w.src.SetSequences(ctx, sequences); err != nil {
 		return err
 	}
 	if !w.position.IsZero() { // everything in the log is on the source
-		if err := w.dst.Trim(ctx, tables, w.position); err != nil {
+		if err := w.dst.Trim(ctx, w.tables, w.position); err != nil {
 			return err
 		}
 	}

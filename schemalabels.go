@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// How the labels of an enum are compared. A label that has another name is told from one that is new by its OID, which DumpSchema notes
-// beside the definition.
+// How the labels of an enum are compared. A label that has another name is told from one that is new by its OID, which
+// DumpSchema notes beside the definition.
 
 const labelOIDs = "\n-- labels "
 
@@ -40,7 +40,8 @@ func enumLabels(sql string) (labels, oids []string) {
 func noteLabels(ctx context.Context, q querier, objects []SchemaObject) error {
 	rows, err := q.Query(ctx, `
 		SELECT n.nspname, t.typname, string_agg(e.oid::text, ' ' ORDER BY e.enumsortorder)
-		FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace GROUP BY t.oid, n.oid`)
+		FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace GROUP BY
+			t.oid, n.oid`)
 	if err != nil {
 		return err
 	}
@@ -85,10 +86,12 @@ func (d *schemaDiff) types(before, now []SchemaObject) {
 		o := now[i]
 		from, to := pgx.Identifier{old.Schema, old.Name}.Sanitize(), pgx.Identifier{o.Schema, o.Name}.Sanitize()
 		if old.Name != o.Name {
-			d.aside = append(d.aside, SchemaStep{SQL: fmt.Sprintf(`ALTER TYPE %s RENAME TO %s`, from, quoteName(o.Name))})
+			d.aside = append(d.aside, SchemaStep{SQL: fmt.Sprintf(`ALTER TYPE %s RENAME TO %s`, from,
+				quoteName(o.Name))})
 		}
 		if old.Schema != o.Schema {
-			d.aside = append(d.aside, SchemaStep{SQL: fmt.Sprintf(`ALTER TYPE %s SET SCHEMA %s`, pgx.Identifier{old.Schema, o.Name}.Sanitize(), quoteName(o.Schema))})
+			d.aside = append(d.aside, SchemaStep{SQL: fmt.Sprintf(`ALTER TYPE %s SET SCHEMA %s`,
+				pgx.Identifier{old.Schema, o.Name}.Sanitize(), quoteName(o.Schema))})
 		}
 		d.names[old.Schema+"\x00"+old.Name] = o.Schema + "\x00" + o.Name
 		d.typeNames[named(old)], d.oldTypes[to] = named(o), from
@@ -129,24 +132,28 @@ func (d *schemaDiff) labels(o, old SchemaObject) {
 		}
 		switch {
 		case is < 0:
-			d.refusef("Label %s of type %s is gone, renamed, or of a type that was made anew: that cannot be followed. Undo it, or abort and start again.", label, name)
+			d.refusef("Label %s of type %s is gone, renamed, or of a type that was made anew: that cannot be "+
+				"followed. Undo it, or abort and start again.", label, name)
 		case now[is] == label:
 		case slices.Contains(before, now[is]):
-			d.refusef("Label %s of type %s has the name now that another one had: that cannot be followed. Undo it, or abort and start again.", now[is], name)
+			d.refusef("Label %s of type %s has the name now that another one had: that cannot be followed. Undo it, "+
+				"or abort and start again.", now[is], name)
 		default:
 			renamed[label] = now[is]
 		}
 	}
 	for _, label := range sortedKeys(renamed) {
 		d.Labels = append(d.Labels, fmt.Sprintf(`DO $do$ BEGIN
-			IF EXISTS (SELECT FROM pg_enum WHERE enumtypid = '%[1]s'::regtype AND enumlabel = %[2]s) AND NOT EXISTS (SELECT FROM pg_enum WHERE enumtypid = '%[1]s'::regtype AND enumlabel = %[3]s) THEN
+			IF EXISTS (SELECT FROM pg_enum WHERE enumtypid = '%[1]s'::regtype AND enumlabel = %[2]s) AND NOT EXISTS
+				(SELECT FROM pg_enum WHERE enumtypid = '%[1]s'::regtype AND enumlabel = %[3]s) THEN
 				ALTER TYPE %[4]s RENAME VALUE %[2]s TO %[3]s;
 			END IF; END $do$`, quoteText(name), label, renamed[label], name))
 		d.sayf("label %s of type %s is %s now", label, name, renamed[label])
 		d.relabeled[label] = renamed[label]
 	}
 	for i, label := range now {
-		if slices.Contains(before, label) && renamed[label] == "" || slices.Contains(slices.Collect(maps.Values(renamed)), label) {
+		if slices.Contains(before, label) && renamed[label] == "" ||
+			slices.Contains(slices.Collect(maps.Values(renamed)), label) {
 			continue
 		}
 		place := ""
@@ -169,7 +176,8 @@ func (d *schemaDiff) relabel(sql string) string {
 	return strings.NewReplacer(pairs...).Replace(sql)
 }
 
-// sendRelabeled has tables sent whole whose log may name rows by labels that are others now: images, and keys of types that are not Postgres's own.
+// sendRelabeled has tables sent whole whose log may name rows by labels that are others now: images, and keys of types
+// that are not Postgres's own.
 func (d *schemaDiff) sendRelabeled(known []TableStatus, now []*Table) {
 	for _, s := range known {
 		i := slices.IndexFunc(now, func(t *Table) bool { return t.ID == s.Table.ID })
@@ -182,30 +190,4 @@ func (d *schemaDiff) sendRelabeled(known []TableStatus, now []*Table) {
 			d.sayf("table %s is sent whole again", t)
 		}
 	}
-}
-
-// labelsGone lists labels that enums had here at the switch, and have no more: rows on the source have them still.
-func (p *PlanetScale) labelsGone(ctx context.Context) ([]string, error) {
-	objects, err := p.journal.Objects(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var gone []string
-	for _, o := range objects {
-		labels, _ := enumLabels(o.SQL)
-		if o.Type != "TYPE" || labels == nil {
-			continue
-		}
-		name := pgx.Identifier{o.Schema, o.Name}.Sanitize()
-		var now []string
-		if err := p.pool.QueryRow(ctx, `SELECT array_agg('''' || replace(enumlabel, '''', '''''') || '''') FROM pg_enum WHERE enumtypid = to_regtype($1)`, name).Scan(&now); err != nil {
-			return nil, err
-		}
-		for _, label := range labels {
-			if len(now) > 0 && !slices.Contains(now, label) {
-				gone = append(gone, fmt.Sprintf("label %s of type %s is gone or renamed", label, name))
-			}
-		}
-	}
-	return gone, nil
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/heroku-migrator/migrator/internal/definition"
 )
 
 // SchemaName is the schema of our own, on the source (change logs) and on the target (journal).
@@ -129,6 +131,13 @@ type Returner interface {
 
 	// SetSequences sets sequences to what they are on the target, and their margins beyond.
 	SetSequences(ctx context.Context, sequences []Sequence) error
+
+	// ListObjects lists what there is in the source's schema now.
+	ListObjects(ctx context.Context) ([]definition.Object, error)
+
+	// AddObjects makes what was added on the target, behind the fence, and notes what it could not make. It fails with
+	// [ErrBusy] as Capture does.
+	AddObjects(ctx context.Context, additions *Additions) error
 
 	// CloseWayBack puts triggers, rules and foreign keys back exactly as they were before OpenWayBack, and constraints
 	// that ApplyBack has taken away as NOT VALID ones. It fails with [ErrBusy] as Capture does; repeated, it does what

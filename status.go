@@ -79,6 +79,8 @@ type WayBackStatus struct {
 	Rows       int64    `json:"rows"`
 	// Error is why it waits; what is written meanwhile is in the target's log.
 	Error string `json:"error,omitempty"`
+	// Held are the tables whose rows do not come back; those of all others do.
+	Held []HeldTable `json:"held_tables,omitempty"`
 }
 
 // ReadinessStatus tells whether the switch can be made.
@@ -204,6 +206,9 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 			Error: s.BackError}
 		if s.BackAt != nil {
 			st.WayBack.LagSeconds = &s.BackAge
+		}
+		if st.WayBack.Held, err = m.journal.Held(ctx); err != nil {
+			return nil, err
 		}
 	}
 	st.addObjects(objects)

@@ -90,7 +90,9 @@ func (h *Heroku) OpenWayBack(ctx context.Context, tables []*Table, number int64)
 	}
 	return alterRelations(ctx, h.change, "open the way back", loud, func(s silenced) string {
 		return s.silence() + fmt.Sprintf(`INSERT INTO heroku_migrator.silenced (relid, kind, name, state) VALUES (%d,
-			'%s', %s, '%s');`, s.ID, s.kind, quoteLiteral(s.name), s.state)
+			'%s', %s, '%s')
+			ON CONFLICT (relid, kind, name) DO UPDATE SET state = excluded.state;`,
+			s.ID, s.kind, quoteLiteral(s.name), s.state)
 	})
 }
 

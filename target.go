@@ -3,6 +3,8 @@ package migrator
 import (
 	"context"
 	"io"
+
+	"github.com/heroku-migrator/migrator/internal/definition"
 )
 
 // Target is the database that is moved to. The implementation for PlanetScale is [PlanetScale]; it works
@@ -59,9 +61,15 @@ type Giver interface {
 	ChangeLog
 	Fencer
 
-	// SchemaSinceSwitch tells what has changed in the target's schema since the switch: differ is what keeps rows from
-	// going back, ignored what was added and is not carried back.
-	SchemaSinceSwitch(ctx context.Context, tables []*Table) (differ, ignored []string, err error)
+	// SurveySchema reads what there is in the target's schema now.
+	SurveySchema(ctx context.Context) (*SchemaSurvey, error)
+
+	// DefineObjects returns the statements that make objects of the target, by their keys.
+	DefineObjects(ctx context.Context, objects []definition.Object) (map[string]string, error)
+
+	// CaptureAdded captures a table that was made after the switch, or partitions that it was given since, and has the
+	// rows sent that were there before. It fails with [ErrBusy] as Capture does.
+	CaptureAdded(ctx context.Context, table *Table, leaves []Relation) error
 
 	// ResendRewritten has the next round send whole those tables that were rewritten (ALTER TABLE … USING, VACUUM
 	// FULL) since the switch or since this was last called: that fires no trigger, and may change values.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 )
 
@@ -41,6 +40,11 @@ type wayBack struct {
 	dst      Target
 	cfg      WayBackConfig
 	tables   []*Table
+	all      []*Table    // with those that are held back
+	held     []HeldTable // whose rows do not come back for now
+	left     bool        // something could not be made on the source, and is tried again
+	again    bool        // soon, since rows may have been in its way
+	surveyed time.Time
 	position Position // of the target, up to which the source has everything
 	schema   string   // fingerprint of the target's schema that was found to fit
 	trimmer  trimmer
@@ -89,7 +93,13 @@ func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig)
 	if err := src.Fence(ctx, w.tables, FenceConfig{Keep: true}); err != nil {
 		return nil, err
 	}
+	if err := settleSurvey(ctx, src, dst); err != nil {
+		return nil, err
+	}
 	if err := src.OpenWayBack(ctx, w.tables, state.Switches); err != nil {
+		return nil, err
+	}
+	if err := w.reload(ctx, false); err != nil {
 		return nil, err
 	}
 	if w.position, err = src.WayBackPosition(ctx); err != nil {
@@ -129,10 +139,16 @@ func (w *wayBack) run(ctx context.Context, done func(roundStats) bool) error {
 func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 	images := new(ImagesError)
 	var held []*Table
+	var busy int
 	detach := false
 	for attempt := 1; ; attempt++ {
 		stats, err := w.try(ctx, detach, held)
 		switch {
+		case errors.Is(err, errFollowed):
+			held, err = nil, nil
+		case errors.Is(err, ErrBusy) && busy < 10:
+			busy++
+			err = sleep(ctx, backoff(busy, w.cfg.Interval, time.Second))
 		case errors.Is(err, ErrDetach) && !detach:
 			detach, err = true, nil
 		case errors.Is(err, ErrConstraintTaken):
@@ -160,6 +176,8 @@ func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 				"lost there is gone from the source too")
 			err = w.dst.Resend(ctx, w.tables, true)
 			w.position = Position{}
+		case detach && len(w.held) > 0 && (sqlState(err) == "23503" || sqlState(err) == "23001"):
+			err = w.holdRelated(ctx, err)
 		default:
 			return stats, err
 		}
@@ -253,27 +271,29 @@ func (w *wayBack) measureLogs(ctx context.Context) error {
 }
 
 // checkSchema makes sure that the rows of the new production database, whose schema goes on changing, still fit the
-// source.
+// source. What was added there is made here first, and a round begins again then.
 func (w *wayBack) checkSchema(ctx context.Context, snap Snapshot) error {
 	now, err := snap.Fingerprint(ctx)
-	if err != nil || rowsPart(now) == rowsPart(w.schema) {
-		return err
-	}
-	differ, ignored, err := w.dst.SchemaSinceSwitch(ctx, w.tables)
 	if err != nil {
 		return err
 	}
-	if len(differ) > 0 {
-		return refuse("way back",
-			"The target's schema has changed since the switch: %s. Undo the change there, or force a revert, which "+
-				"leaves behind what was written since.", strings.Join(differ, "; "))
+	after := restEvery
+	if w.again {
+		after = againEvery
 	}
-	if len(ignored) > 0 {
-		w.warn(ctx, "added on the target since the switch, and not carried back to the source: "+abbreviate(ignored))
+	due := (now != w.schema || w.left) && time.Since(w.surveyed) > after
+	if rowsPart(now) == rowsPart(w.schema) && !due {
+		return nil
 	}
-	w.schema = now
-	return nil
+	if err := w.followTarget(ctx); err != nil {
+		return err
+	}
+	return errFollowed
 }
+
+// againEvery is how often what could not be made on the source is tried again, since rows that come later may make it
+// possible.
+const againEvery = 5 * time.Second
 
 // wayBackSynced notes that the source holds everything that was committed on the target age ago.
 func (j *Journal) wayBackSynced(ctx context.Context, age time.Duration, rounds, rows int64) error {

@@ -199,6 +199,9 @@ func describeState(b *strings.Builder, s *migrator.Status) {
 		default:
 			b.WriteString("way back  no process keeps it open; what is written on the target waits in its log\n")
 		}
+		for _, t := range w.Held {
+			fmt.Fprintf(b, "held back %s\n", t)
+		}
 	}
 	if v := s.Verification; v != nil {
 		fmt.Fprintf(b, "verified  %d rows in %d tables at %s, %d differ\n", v.Rows, v.Tables,
