@@ -36,7 +36,7 @@ func (p *PlanetScale) Apply(ctx context.Context, snap Snapshot, round Round) err
 		for _, c := range round.Changes {
 			n, err := applyChange(ctx, tx, &p.ops, snap, c)
 			if err != nil {
-				return refusedRows(c.Table, err)
+				return refusedRows(c.Table, nil, err)
 			}
 			applied += n
 		}
@@ -100,6 +100,11 @@ func applyChange(ctx context.Context, tx pgx.Tx, cache *operatorCache, snap Snap
 	}
 	t := c.Table
 	ops, err := cache.get(ctx, tx, t)
+	if other, ok := snap.(interface {
+		keyOperators(ctx context.Context, t *Table) ([]keyOperator, error)
+	}); ok && errors.Is(err, errNoKeyIndex) { // it could not be built yet, for duplicates
+		ops, err = other.keyOperators(ctx, t)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -76,6 +76,7 @@ func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, deta
 	case state == "23505" || state == "23503" || state == "23001":
 		return fmt.Errorf("apply a round on the source: %w: %w", ErrDetach, err)
 	}
+	err = blamed(ctx, h.pool, round, err)
 	return fmt.Errorf("apply a round on the source: %w", err)
 }
 
@@ -109,7 +110,7 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 		}
 		s, err := h.upsert(ctx, tx, snap, c)
 		if err != nil {
-			return &tableError{c.Table, err}
+			return &tableError{c.Table, refusedRows(c.Table, nil, err)}
 		}
 		staged[c.Table.ID] = s
 	}
@@ -118,7 +119,7 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 			continue
 		}
 		if _, err := applyChange(ctx, tx, &h.ops, snap, c); err != nil {
-			return &tableError{c.Table, refusedRows(c.Table, err)}
+			return &tableError{c.Table, refusedRows(c.Table, nil, err)}
 		}
 	}
 	for _, c := range slices.Backward(order) {

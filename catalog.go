@@ -19,18 +19,21 @@ const userRelations = `
 	AND NOT EXISTS (SELECT 1 FROM pg_depend d
 		WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')`
 
-// binaryTypes are types whose binary form is the same in all versions and databases; so is that of enums (their
-// labels), of domains over these, and of arrays of them (whose elements' OIDs are fixed).
+// binaryTypes are types whose binary form is the same in all versions and databases (for intervals, see
+// intervals.go); so is that of enums (their labels), of domains over these, and of arrays of them (whose elements'
+// OIDs are fixed).
 const binaryTypes = `'{bool, bytea, "char", name, int8, int2, int4, text, oid, json, jsonb,
 	float4, float8, macaddr, macaddr8, inet,
-	cidr, bpchar, varchar, date, time, timestamp, timestamptz, interval, timetz, bit, varbit, numeric, uuid,
+	cidr, bpchar, varchar, date, time, timestamp, timestamptz, timetz, bit, varbit, numeric, uuid,
 	point, lseg, path, box, polygon, line, circle,
-	int4range, int8range, numrange, tsrange, tstzrange, daterange}'::regtype[]::oid[]`
+	int4range, int8range, numrange, tsrange, tstzrange, daterange}'::regtype[]::oid[]
+	|| CASE WHEN current_setting('server_version_num')::int >= 170000 THEN '{interval}'::regtype[]::oid[] END`
 
 // One row per table, as JSON in the shape of Table. The key is the best valid, complete (neither partial
 // nor on expressions) unique index whose columns are all NOT NULL: the primary key if there is one.
 var catalogSQL = `
-WITH silenced AS (
+WITH RECURSIVE` + intervalTypes + `,
+silenced AS (
 	SELECT coalesce((SELECT r.relid::oid FROM pg_partition_ancestors(g.tgrelid) WITH ORDINALITY AS r(relid, n) ORDER BY
 	n DESC LIMIT 1), g.tgrelid) AS root
 	FROM pg_trigger g WHERE g.tgname LIKE 'heroku\_migrator\_%' AND g.tgenabled <> 'A')
@@ -62,6 +65,7 @@ SELECT json_build_object(
 				WHERE l.oid = a.attcollation AND a.attcollation <> y.typcollation), ''),
 			'not_null', a.attnotnull, 'generated', a.attgenerated <> '', 'virtual', a.attgenerated = 'v', 'inherited',
 			a.attinhcount > 0,
+			'interval', a.atttypid IN (SELECT id FROM interval_types),
 			'binary', b.typtype = 'e' OR b.oid = ANY (` + binaryTypes + `) OR (b.typcategory = 'A' AND b.typelem = ANY
 				(` + binaryTypes + `)))
 			ORDER BY a.attnum)

@@ -109,7 +109,8 @@ func Copy(ctx context.Context, src Source, dst Target, cfg CopyConfig) error {
 		return err
 	}
 	for _, t := range tables {
-		if t.State == TableCopying {
+		// One that was set aside may be about to be copied again.
+		if t.State == TableCopying && t.Chunks == t.ChunksDone {
 			if err := dst.Journal().SetTable(ctx, t.Table, TableCopying, TableIndexing); err != nil {
 				return err
 			}
@@ -148,6 +149,9 @@ func newCopier(ctx context.Context, src Source, dst Target, cfg CopyConfig) (*co
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err
+	}
+	if g, ok := src.(guarder); ok {
+		g.guardIntervals(to, from)
 	}
 	cfg = cfg.derived(from, to, logger(cfg.Logger))
 	finished := make(chan struct{})

@@ -68,43 +68,6 @@ func refuse(action string, format string, args ...any) *RefusedError {
 	return &RefusedError{Action: action, Reasons: []string{fmt.Sprintf(format, args...)}}
 }
 
-// ApplyError says that the target did not take rows of a table, by a constraint or a type that the source does not
-// have.
-type ApplyError struct {
-	Table *Table
-	// Constraint is the constraint's name, if one is violated.
-	Constraint string
-	// Key tells which row, as far as the server does: "Key (email)=(a@b.c) already exists.", or a line of COPY.
-	Key string
-	Err error
-}
-
-func (e *ApplyError) Error() string {
-	text := fmt.Sprintf("rows of %s could not be written: %v", e.Table, e.Err)
-	if e.Key != "" {
-		text += " (" + strings.TrimSuffix(e.Key, ".") + ")"
-	}
-	if sqlState(e.Err) == "23514" { // a constraint that is named is held back by itself, and must not be lost
-		return text + "; the row is right where it comes from: run again when it fits here"
-	}
-	return text + "; the other side has no such constraint or type: remove it here, and run again"
-}
-
-func (e *ApplyError) Unwrap() error { return e.Err }
-
-// refusedRows makes an ApplyError of an error that is about the rows themselves: classes 22 and 23.
-func refusedRows(t *Table, err error) error {
-	pg := new(pgconn.PgError)
-	if !errors.As(err, &pg) || (!strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "23")) {
-		return err
-	}
-	key := pg.Detail
-	if key == "" {
-		key, _, _ = strings.Cut(pg.Where, "\n")
-	}
-	return &ApplyError{Table: t, Constraint: pg.ConstraintName, Key: key, Err: err}
-}
-
 // ObjectError says that one object of the schema could not be created on the target.
 type ObjectError struct {
 	Object SchemaObject
@@ -146,6 +109,14 @@ func Retryable(err error) bool {
 		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) ||
 		pgconn.SafeToRetry(err) || errors.As(err, new(*pgconn.ConnectError)) ||
 		strings.Contains(err.Error(), "conn closed")
+}
+
+// pgDetail returns the detail of a server's error, or "".
+func pgDetail(err error) string {
+	if pg := new(pgconn.PgError); errors.As(err, &pg) {
+		return pg.Detail
+	}
+	return ""
 }
 
 // sqlState returns the SQLSTATE of a server's error, or "".

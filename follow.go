@@ -48,6 +48,9 @@ func (m *Migrator) followSchema(ctx context.Context, s *State, cause error) erro
 	if err == nil || Retryable(err) {
 		return err
 	}
+	if isAside(s, err) {
+		return m.setAside(ctx, s, err)
+	}
 	m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})
 	return errors.Join(err, m.journal.Fail(ctx, s.Phase, err))
 }

@@ -42,6 +42,7 @@ type Heroku struct {
 	checks    checks.Reader
 	decoder   *decoder
 	way       *giveWay
+	intervals intervalGuard
 	preparing sync.Mutex
 	mu        sync.Mutex
 	claim     Claim
@@ -153,7 +154,7 @@ CREATE TABLE heroku_migrator.migration (
 CREATE TABLE heroku_migrator.silenced (relid oid NOT NULL, kind text NOT NULL, name text NOT NULL, state text NOT NULL,
 	PRIMARY KEY (relid, kind, name));
 CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL, key text[] NOT NULL,
-	trimmed boolean NOT NULL DEFAULT false, here oid NOT NULL, decoded boolean NOT NULL DEFAULT false,
+	trimmed boolean NOT NULL DEFAULT false, trimmed_to text, here oid NOT NULL, decoded boolean NOT NULL DEFAULT false,
 	triggers name[]); -- of ours, on it
 CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
 CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$

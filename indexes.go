@@ -40,11 +40,11 @@ func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) 
 		return err
 	}
 	for _, t := range tables {
-		if t.State == TableIndexing {
+		if t.State == TableIndexing || t.State == TableSetAside || x.isUnbuilt(t) {
 			x.start(ctx, t)
 		}
 	}
-	if err := x.wait(); err != nil {
+	if err := x.setWaiting(ctx, x.wait()); err != nil {
 		return err
 	}
 	r, err := newReplicator(ctx, src, dst, ReplicateConfig{Logger: cfg.Logger, OnEvent: cfg.OnEvent})
@@ -55,7 +55,7 @@ func BuildIndexes(ctx context.Context, src Source, dst Target, cfg IndexConfig) 
 	if err != nil {
 		return err
 	}
-	if err := x.foreignKeys(ctx); err != nil {
+	if err := x.setWaiting(ctx, x.foreignKeys(ctx)); err != nil {
 		return err
 	}
 	if err := x.analyzeChanged(ctx, tables, stats.changes); err != nil {
@@ -83,7 +83,8 @@ func BuildIndexesMeanwhile(ctx context.Context, dst Target, copied <-chan struct
 		// The largest that are there first: the others fill the gaps.
 		slices.SortFunc(tables, func(a, b TableStatus) int { return cmp.Compare(b.BytesTotal, a.BytesTotal) })
 		for _, t := range tables {
-			if _, ok := begun[t.Table.ID]; ok || (t.State != TableIndexing && (t.State != TableCopying || t.Chunks != t.ChunksDone)) {
+			if _, ok := begun[t.Table.ID]; ok || (t.State != TableIndexing && (t.State != TableCopying ||
+				t.Chunks != t.ChunksDone)) {
 				continue
 			}
 			begun[t.Table.ID] = struct{}{}
@@ -179,18 +180,28 @@ func (x *indexer) wait() error {
 // than the builds.
 const smallTable = 16 << 20
 
+// isUnbuilt tells whether a table that takes part in rounds has indexes that were not built yet.
+func (x *indexer) isUnbuilt(t TableStatus) bool {
+	return (t.State == TableIndexed || t.State == TableLive) &&
+		slices.ContainsFunc(x.byTable[t.Table.ID], func(o SchemaObject) bool {
+			return o.State == ObjectPending || o.State == ObjectFailed
+		})
+}
+
 // table builds a table's indexes and collects its statistics.
 func (x *indexer) table(ctx context.Context, t TableStatus) error {
 	if err := x.dst.Journal().SetTable(ctx, t.Table, TableCopying, TableIndexing); err != nil {
 		return err
 	}
 	objects := x.byTable[t.Table.ID]
+	var failed error // it keeps the table from nothing else
 	if t.BytesTotal <= smallTable {
-		if err := x.slot(ctx, func() error { return x.build(ctx, t, objects) }); err != nil {
-			return err
-		}
-	} else if err := x.byGroups(ctx, t, objects); err != nil {
-		return err
+		failed = x.slot(ctx, func() error { return x.build(ctx, t, objects) })
+	} else {
+		failed = x.byGroups(ctx, t, objects)
+	}
+	if failed != nil && !errors.As(failed, new(*ObjectError)) {
+		return failed
 	}
 	if err := x.slot(ctx, func() error { return x.dst.Analyze(ctx, t.Table) }); err != nil {
 		return err
@@ -198,19 +209,24 @@ func (x *indexer) table(ctx context.Context, t TableStatus) error {
 	if err := x.dst.Journal().SetTable(ctx, t.Table, TableIndexing, TableIndexed); err != nil {
 		return err
 	}
-	notify(x.cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseRebuildingIndexes, Table: t.Table, Message: t.Table.String() + ": indexes built"})
+	if failed != nil {
+		return failed
+	}
+	message := t.Table.String() + ": indexes built"
+	notify(x.cfg.OnEvent, Event{Kind: EventTable, Phase: PhaseRebuildingIndexes, Table: t.Table, Message: message})
 	return nil
 }
 
-// byGroups builds a large table's indexes, each in a transaction of its own if it may take long: first constraints, and the like, which
-// take the table for themselves; then indexes, several at once; then what refers to them.
+// byGroups builds a large table's indexes, each in a transaction of its own if it may take long: first constraints,
+// and the like, which take the table for themselves; then indexes, several at once; then what refers to them.
 func (x *indexer) byGroups(ctx context.Context, t TableStatus, objects []SchemaObject) error {
 	var alone, indexes, rest []SchemaObject
 	for _, o := range objects {
 		switch {
 		case o.Type == "INDEX" && !strings.Contains(o.SQL, "ALTER TABLE "):
 			indexes = append(indexes, o)
-		case o.Type == "CONSTRAINT", o.Type == "INDEX": // one that marks the table takes a lock that builds beside it hold off
+		// One that marks the table takes a lock that builds beside it hold off.
+		case o.Type == "CONSTRAINT", o.Type == "INDEX":
 			alone = append(alone, o)
 		default:
 			rest = append(rest, o)
@@ -251,7 +267,8 @@ func (x *indexer) byGroups(ctx context.Context, t TableStatus, objects []SchemaO
 	return errors.Join(failed...)
 }
 
-// analyzeChanged collects the statistics again of tables that the round made others: it may have brought all of their rows.
+// analyzeChanged collects the statistics again of tables that the round made others: it may have brought all of their
+// rows.
 func (x *indexer) analyzeChanged(ctx context.Context, tables []TableStatus, changes []RoundChange) error {
 	copied := map[uint32]int64{}
 	for _, t := range tables {
@@ -322,7 +339,8 @@ func (x *indexer) build(ctx context.Context, t TableStatus, objects []SchemaObje
 	case len(objects) > 1:
 		message = fmt.Sprintf("%s and %d others built", objects[0], len(objects)-1)
 	}
-	notify(x.cfg.OnEvent, Event{Kind: EventObject, Phase: PhaseRebuildingIndexes, Table: t.Table, Took: time.Since(began), Message: message})
+	notify(x.cfg.OnEvent, Event{Kind: EventObject, Phase: PhaseRebuildingIndexes, Table: t.Table,
+		Took: time.Since(began), Message: message})
 	return nil
 }
 

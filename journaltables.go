@@ -107,8 +107,9 @@ func (j *Journal) Tables(ctx context.Context) ([]TableStatus, error) {
 // chunksLeft counts the chunks that are not done, and tables that are still to be cut into some.
 func (j *Journal) chunksLeft(ctx context.Context) (left int, err error) {
 	err = j.pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM heroku_migrator.chunks WHERE NOT done) + (SELECT count(*)
-			FROM heroku_migrator.tables WHERE state = 'pending')`).Scan(&left)
+		SELECT (SELECT count(*) FROM heroku_migrator.chunks c JOIN heroku_migrator.tables t ON t.id = c.table_id
+		        WHERE NOT c.done AND t.state <> 'set_aside')
+		     + (SELECT count(*) FROM heroku_migrator.tables WHERE state = 'pending')`).Scan(&left)
 	if err != nil {
 		err = fmt.Errorf("journal: count chunks: %w", err)
 	}

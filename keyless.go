@@ -100,7 +100,7 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 // copyKeylessTable reads all rows at the snapshot: a chunk's, or those of a table that is sent whole.
 func (s *herokuSnapshot) copyKeylessTable(ctx context.Context, t *Table, w io.Writer) (int64, error) {
 	return copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM %s AS t) TO STDOUT (FORMAT %s)`,
-		t.copied("t."), t.Only(), t.Format()), w)
+		t.sent("t.", s.guarded), t.Only(), t.Format()), w)
 }
 
 // copyKeylessChunk is the whole table in one chunk, whose snapshot is the position from which on its log counts. The

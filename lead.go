@@ -84,11 +84,15 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 				return err
 			}
 			if _, err := tx.Exec(ctx, `
-				INSERT INTO heroku_migrator.canary SELECT true WHERE NOT EXISTS (SELECT 1 FROM heroku_migrator.migration);
+				INSERT INTO heroku_migrator.canary SELECT true WHERE NOT EXISTS (SELECT 1 FROM
+					heroku_migrator.migration);
 				INSERT INTO heroku_migrator.migration DEFAULT VALUES ON CONFLICT DO NOTHING;
 				INSERT INTO heroku_migrator.progress DEFAULT VALUES ON CONFLICT DO NOTHING;`); err != nil {
 				return err
 			}
+		}
+		if _, err := tx.Exec(ctx, asideSchema); err != nil {
+			return err
 		}
 		return tx.QueryRow(ctx, `
 			INSERT INTO heroku_migrator.leader AS l (epoch, holder) VALUES (1, $1)
@@ -103,18 +107,22 @@ func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Le
 		UPDATE heroku_migrator.commands SET state = 'failed', finished_at = clock_timestamp(),
 			message = 'the process that carried it out was interrupted; see status for where the migration stands'
 		WHERE state = 'running'`)
-	if err == nil { // and hooks of attempts that will not go on; those that follow a switch or revert are looked at when they would be called
+	// And hooks of attempts that will not go on; those that follow a switch or revert are looked at when they would
+	// be called.
+	if err == nil {
 		_, err = conn.Exec(ctx, `
 			WITH gone AS (UPDATE heroku_migrator.hooks SET state = 'unknown', error = $1, at = clock_timestamp()
 				WHERE state = 'started' AND point IN ('before_fence', 'before_switch') RETURNING point)
 			INSERT INTO heroku_migrator.events (kind, phase, message)
-			SELECT 'failure', m.phase, 'hook ' || g.point || ': ' || $1 FROM gone g CROSS JOIN heroku_migrator.migration m`, errHookUnknown.Error())
+			SELECT 'failure', m.phase, 'hook ' || g.point || ': ' || $1 FROM gone g CROSS JOIN
+				heroku_migrator.migration m`, errHookUnknown.Error())
 	}
 	if err != nil {
 		return nil, err
 	}
 	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
-	lead := &Lead{Epoch: epoch, conn: conn, lost: make(chan struct{}), stop: stop, stopped: make(chan struct{}), journal: j}
+	lead := &Lead{Epoch: epoch, conn: conn, lost: make(chan struct{}), stop: stop, stopped: make(chan struct{}),
+		journal: j}
 	j.epoch.Store(epoch)
 	go lead.watch(watch)
 	return lead, nil

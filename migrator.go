@@ -345,6 +345,12 @@ func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 			if err := m.rebase(ctx, s, err); err != nil {
 				return err
 			}
+		case isAside(s, err):
+			if err := m.setAside(ctx, s, err); err != nil {
+				return err
+			}
+		case errors.As(err, new(*AsideError)):
+			return err
 		case err != nil && !Retryable(err):
 			m.log.InfoContext(ctx, "the step failed", "phase", string(s.Phase), "error", err)
 			m.publish(Event{Kind: EventFailure, Phase: s.Phase, Message: err.Error()})

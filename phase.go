@@ -61,4 +61,6 @@ const (
 	TableIndexing TableState = "indexing"
 	TableIndexed  TableState = "indexed" // complete but for what changed since capture
 	TableLive     TableState = "live"    // carried by rounds
+
+	TableSetAside TableState = "set_aside" // a row cannot be moved: it waits, and joins again by itself
 )

@@ -218,7 +218,7 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 	}
 	if err != nil {
 		// the next one needs the chunk's row at once
-		return chunk, errors.Join(refusedRows(table, err), rollback(ctx, conn))
+		return chunk, errors.Join(refusedRows(table, chunk, err), rollback(ctx, conn))
 	}
 	var last pgx.Batch
 	if chunk != nil {
@@ -245,7 +245,7 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 	var spec, tableSpec []byte
 	batch.Queue(`
 		SELECT c.spec, t.spec FROM heroku_migrator.chunks c JOIN heroku_migrator.tables t ON t.id = c.table_id
-		WHERE NOT c.done ORDER BY c.priority, c.no LIMIT 1 FOR UPDATE OF c SKIP LOCKED`).
+		WHERE NOT c.done AND t.state <> 'set_aside' ORDER BY c.priority, c.no LIMIT 1 FOR UPDATE OF c SKIP LOCKED`).
 		Query(func(rows pgx.Rows) error {
 			_, err := pgx.ForEachRow(rows, []any{&spec, &tableSpec}, func() error { return nil })
 			return err
@@ -287,7 +287,9 @@ func stream(ctx context.Context, size int, write func(context.Context, io.Writer
 			pipe.end(fail(err))
 			ended <- err
 		}()
-		err = write(ctx, pipe)
+		if err = write(ctx, pipe); err != nil {
+			err = readError{err}
+		}
 	}()
 	n, err := read(ctx, pipe)
 	pipe.leave(fail(err))

@@ -100,6 +100,7 @@ func Preflight(ctx context.Context, src Source, dst Target, cfg PreflightConfig)
 		r.Findings = append(r.Findings, compare(srcID, dstID)...)
 		r.Findings = append(r.Findings, checkExtensions(limited, src, dst)...)
 		r.Findings = append(r.Findings, checkLocks(limited, src, dst)...)
+		r.Findings = append(r.Findings, checkIntervals(limited, src, srcID, dstID)...)
 		r.Findings = append(r.Findings, checkRehearsal(limited, src, dst, cfg, r)...)
 	}
 	for _, extra := range cfg.Extra {
@@ -174,7 +175,8 @@ func compare(src, dst Identity) []Finding {
 		f = append(f, Finding{
 			Check: "encoding", Severity: SeverityWarning,
 			Message: fmt.Sprintf("The source's encoding is %s, the target's %s.", src.Encoding, dst.Encoding),
-			Remedy:  "Text is converted; values that cannot be will stop the copy with a message that names them.",
+			Remedy: "Text is converted. A table with a value that cannot be is set aside, with the row and what to " +
+				"do.",
 		})
 	}
 	if !sameLocale(src.CType, dst.CType) || !sameLocale(src.Collate, dst.Collate) {

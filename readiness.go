@@ -3,6 +3,7 @@ package migrator
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 )
@@ -10,16 +11,21 @@ import (
 // BlockerCode names a kind of [Blocker], for programs.
 type BlockerCode string
 
-// The codes. Writers that privileges cannot stop (superusers, members of pg_write_all_data, other roles) are not among them: the fence is made of
-// triggers, which stop everybody.
+// The codes. Writers that privileges cannot stop (superusers, members of pg_write_all_data, other roles) are not
+// among them: the fence is made of triggers, which stop everybody.
 const (
-	BlockerPhase            BlockerCode = "wrong_phase"          // hard: the copy is not finished, or the switch was made
-	BlockerPaused           BlockerCode = "paused"               // hard
-	BlockerUnreachable      BlockerCode = "unreachable"          // hard: it cannot be told whether anything is in the way
-	BlockerTableIncomplete  BlockerCode = "table_incomplete"     // hard
-	BlockerDrift            BlockerCode = "schema_drift"         // hard: tables of the source are not those that are migrated
-	BlockerVerification     BlockerCode = "verification_failed"  // hard: rows differed when they were compared last
-	BlockerObjectFailed     BlockerCode = "object_failed"        // soft: an index, say, could not be created on the target
+	// Hard: the copy is not finished, or the switch was made.
+	BlockerPhase  BlockerCode = "wrong_phase"
+	BlockerPaused BlockerCode = "paused" // hard
+	// Hard: it cannot be told whether anything is in the way.
+	BlockerUnreachable     BlockerCode = "unreachable"
+	BlockerTableIncomplete BlockerCode = "table_incomplete" // hard
+	BlockerTableAside      BlockerCode = "table_set_aside"  // hard: a row of it cannot be moved
+	// Hard: tables of the source are not those that are migrated.
+	BlockerDrift        BlockerCode = "schema_drift"
+	BlockerVerification BlockerCode = "verification_failed" // hard: rows differed when they were compared last
+	// Soft: an index, say, could not be created on the target.
+	BlockerObjectFailed     BlockerCode = "object_failed"
 	BlockerLag              BlockerCode = "lag"                  // soft: over [CutoverConfig].LagLimit
 	BlockerLongTransactions BlockerCode = "long_transactions"    // soft: open for longer than [CutoverConfig].DrainTime
 	BlockerNoVerification   BlockerCode = "verification_missing" // note
@@ -34,18 +40,21 @@ type Blocker struct {
 	Code BlockerCode `json:"code"`
 	// Level is hard (the switch is refused), soft (a reason to wait) or note (no reason against it).
 	Level string `json:"level"`
-	// Waits is set for soft ones that a switch waits for itself, as far as its configuration says. It is refused for the others, unless it is forced.
+	// Waits is set for soft ones that a switch waits for itself, as far as its configuration says. It is refused for
+	// the others, unless it is forced.
 	Waits  bool   `json:"waits,omitempty"`
 	Reason string `json:"reason"` // complete sentences, with what to do
 }
 
-// Blockers looks, now, for everything that is to be known before a switch. It changes nothing, and any process may call it.
+// Blockers looks, now, for everything that is to be known before a switch. It changes nothing, and any process may
+// call it.
 func Blockers(ctx context.Context, src Source, dst Target, cfg CutoverConfig) ([]Blocker, error) {
 	return blockersBy(ctx, src, dst, cfg, src.Catalog)
 }
 
 // blockersBy is Blockers with a catalog that may be some seconds old.
-func blockersBy(ctx context.Context, src Source, dst Target, cfg CutoverConfig, catalog func(context.Context) (*Catalog, error)) ([]Blocker, error) {
+func blockersBy(ctx context.Context, src Source, dst Target, cfg CutoverConfig,
+	catalog func(context.Context) (*Catalog, error)) ([]Blocker, error) {
 	cfg = cfg.withDefaults()
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
@@ -62,7 +71,8 @@ func blockersBy(ctx context.Context, src Source, dst Target, cfg CutoverConfig, 
 		note(BlockerPaused, blockerLevelHard, false, "The migration is paused: resume it first.")
 	}
 	if state.SyncedAt != nil && state.SyncedAge > cfg.LagLimit.Seconds() {
-		note(BlockerLag, blockerLevelSoft, true, "The target is %.0f s behind (the limit is %s): a switch first waits until it has caught up, for %s. Without a process that runs, it does not catch up before.",
+		note(BlockerLag, blockerLevelSoft, true, "The target is %.0f s behind (the limit is %s): a switch first "+
+			"waits until it has caught up, for %s. Without a process that runs, it does not catch up before.",
 			state.SyncedAge, cfg.LagLimit, cfg.CatchUp)
 	}
 	live := make([]*Table, len(tables))
@@ -73,10 +83,13 @@ func blockersBy(ctx context.Context, src Source, dst Target, cfg CutoverConfig, 
 	case err != nil:
 		note(BlockerWritersUnknown, blockerLevelNote, false, "Open transactions could not be looked for: %v.", err)
 	case len(writers) > 0:
-		note(BlockerLongTransactions, blockerLevelSoft, true, "Transactions have been writing for longer than a switch may refuse writes (%s); it has to wait for them, or end them: %s.", cfg.DrainTime, abbreviate(writers))
+		note(BlockerLongTransactions, blockerLevelSoft, true, "Transactions have been writing for longer than a "+
+			"switch may refuse writes (%s); it has to wait for them, or end them: %s.", cfg.DrainTime,
+			abbreviate(writers))
 	}
 	if state.Verification == nil {
-		note(BlockerNoVerification, blockerLevelNote, false, "Rows were not compared yet: verify does that while the application writes.")
+		note(BlockerNoVerification, blockerLevelNote, false, "Rows were not compared yet: verify does that while "+
+			"the application writes.")
 	}
 	return list, nil
 }
@@ -99,24 +112,37 @@ func Readiness(ctx context.Context, src Source, dst Target) (hard, soft []string
 }
 
 // blockers lists those that a switch is refused for.
-func blockers(ctx context.Context, dst Target, state *State, catalog func(context.Context) (*Catalog, error)) (list []Blocker, tables []TableStatus, err error) {
+func blockers(ctx context.Context, dst Target, state *State, catalog func(context.Context) (*Catalog,
+	error)) (list []Blocker, tables []TableStatus, err error) {
 	hard := func(code BlockerCode, format string, args ...any) {
 		list = append(list, Blocker{Code: code, Level: blockerLevelHard, Reason: fmt.Sprintf(format, args...)})
 	}
 	if state.Phase != PhaseReplicating {
-		hard(BlockerPhase, "The migration is in phase %s: the switch comes after the copy, in phase replicating.", state.Phase)
+		hard(BlockerPhase, "The migration is in phase %s: the switch comes after the copy, in phase replicating.",
+			state.Phase)
 		return list, nil, nil
 	}
 	if tables, err = dst.Journal().Tables(ctx); err != nil {
 		return nil, nil, err
 	}
+	asides, err := dst.Journal().asides(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, a := range asides {
+		if a.state == TableSetAside {
+			a.Value = ""
+			hard(BlockerTableAside, "Table %s.", strings.TrimSuffix(a.String(), "."))
+		}
+	}
 	for _, t := range tables {
-		if t.State != TableLive {
+		if t.State != TableLive && t.State != TableSetAside {
 			hard(BlockerTableIncomplete, "Table %s is not complete yet (%s).", t.Table, t.State)
 		}
 	}
 	if v := state.Verification; v != nil && len(v.Differences) > 0 {
-		hard(BlockerVerification, "The last verification found differences: %s. Verify with force, which has these tables sent whole, and once more.", abbreviate(v.Differences))
+		hard(BlockerVerification, "The last verification found differences: %s. Verify with force, which has these "+
+			"tables sent whole, and once more.", abbreviate(v.Differences))
 	}
 	cat, err := catalog(ctx)
 	if err != nil {
@@ -137,7 +163,8 @@ func blockers(ctx context.Context, dst Target, state *State, catalog func(contex
 	}
 	if len(failed) > 0 {
 		list = append(list, Blocker{Code: BlockerObjectFailed, Level: blockerLevelSoft, Reason: fmt.Sprintf(
-			"These could not be created on the target: %s. Remove the cause and try again, or go on without them.", abbreviate(failed))})
+			"These could not be created on the target: %s. Remove the cause and try again, or go on without them.",
+			abbreviate(failed))})
 	}
 	return list, tables, nil
 }
@@ -147,7 +174,8 @@ func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State) {
 	r := &st.CutoverReadiness
 	list, err := blockersBy(ctx, m.cfg.Source, m.cfg.Target, m.cfg.Cutover, m.recent.catalog(m.cfg.Source, s.Schema))
 	if err != nil {
-		list = append(list, Blocker{Code: BlockerUnreachable, Level: blockerLevelHard, Reason: fmt.Sprintf("The source cannot be read: %v.", err)})
+		list = append(list, Blocker{Code: BlockerUnreachable, Level: blockerLevelHard,
+			Reason: fmt.Sprintf("The source cannot be read: %v.", err)})
 	}
 	r.Blockers = append(r.Blockers, list...)
 	for _, b := range list {
@@ -170,7 +198,8 @@ func (st *Status) addReadiness(ctx context.Context, m *Migrator, s *State) {
 	}
 }
 
-// recentCatalog spares a source with thousands of tables, whose catalog takes long to read, of whoever asks for the status all the time.
+// recentCatalog spares a source with thousands of tables, whose catalog takes long to read, of whoever asks for the
+// status all the time.
 type recentCatalog struct {
 	mu   sync.Mutex
 	cat  *Catalog
@@ -178,8 +207,9 @@ type recentCatalog struct {
 	took time.Duration
 }
 
-// catalog returns the catalog, or what it was lately: reading it takes two hundredths of the time at most. One with another schema than the
-// one that the journal knows is not good for that: what it differs in may have been followed since.
+// catalog returns the catalog, or what it was lately: reading it takes two hundredths of the time at most. One with
+// another schema than the one that the journal knows is not good for that: what it differs in may have been followed
+// since.
 func (r *recentCatalog) catalog(src Source, schema string) func(context.Context) (*Catalog, error) {
 	return func(ctx context.Context) (*Catalog, error) {
 		r.mu.Lock()

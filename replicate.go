@@ -52,12 +52,13 @@ func Replicate(ctx context.Context, src Source, dst Target, cfg ReplicateConfig)
 
 // replicator does rounds. It holds nothing that is not in the journal, but for what may be trimmed.
 type replicator struct {
-	src      Source
-	dst      Target
-	cfg      ReplicateConfig
-	live     []*Table
-	joining  []*Table
-	copiedAt map[uint32]Position // of joining tables without a key: from where on their logs count
+	src     Source
+	dst     Target
+	cfg     ReplicateConfig
+	live    []*Table
+	joining []*Table
+	// Of joining tables without a key, or that were set aside: from where on their logs count.
+	copiedAt map[uint32]Position
 	position Position
 	captured Position // on which server capture was installed
 	schema   string   // fingerprint of the schema that is known
@@ -86,6 +87,9 @@ type roundStats struct {
 func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateConfig) (*replicator, error) {
 	r := &replicator{src: src, dst: dst, cfg: cfg.withDefaults()}
 	r.trimmer = trimmer{log: src, grace: r.cfg.TrimGrace}
+	if err := guardIntervals(ctx, src, dst); err != nil {
+		return nil, err
+	}
 	state, err := dst.Journal().State(ctx)
 	if err != nil {
 		return nil, err
@@ -105,10 +109,10 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 			r.live = append(r.live, t.Table)
 		case TableIndexed:
 			r.joining = append(r.joining, t.Table)
-			if t.Table.Keyless() {
+			if t.Table.Keyless() || !t.CopiedAt.IsZero() {
 				r.copiedAt[t.Table.ID] = t.CopiedAt
 			}
-		case TablePending, TableCopying, TableIndexing:
+		case TablePending, TableCopying, TableIndexing, TableSetAside:
 		}
 	}
 	if len(r.live) > 0 && !r.position.IsZero() { // what an earlier process acknowledged and did not trim
@@ -228,9 +232,9 @@ func (r *replicator) try(ctx context.Context, held []*Table) (_ roundStats, err 
 	}
 	keyed := make([]*Table, 0, len(r.joining))
 	for _, t := range r.joining {
-		if !t.Keyless() {
+		if at, ok := r.copiedAt[t.ID]; !ok {
 			keyed = append(keyed, t)
-		} else if err := collect([]*Table{t}, r.copiedAt[t.ID]); err != nil {
+		} else if err := collect([]*Table{t}, at); err != nil {
 			return stats, err
 		}
 	}

@@ -92,6 +92,9 @@ func bringBack(
 	if err := w.refuseHeld(cfg.Force); err != nil {
 		return began, w, err
 	}
+	if err := w.asideRefusal(); err != nil {
+		return began, w, err
+	}
 	large, err := prepareLargeObjects(ctx, src.ReturnLargeObjects, dst, cfg)
 	if err != nil {
 		return began, w, err
@@ -146,6 +149,9 @@ func (w *wayBack) finish(ctx context.Context, watch sequenceWatch, cfg CutoverCo
 			return err
 		}
 		report.RowsDrained += stats.rows
+		if err := w.asideRefusal(); err != nil {
+			return err
+		}
 		if stats.rows > 0 {
 			continue
 		}
@@ -223,6 +229,9 @@ func goBack(ctx context.Context, src Source, dst Target, tables []*Table, cfg Cu
 	}
 	report.At, report.WithoutWrites = time.Now(), time.Since(began)
 	report.Finish = report.WithoutWrites - report.Fence - report.Drain
+	if err := dst.Journal().forgetReverse(finish); err != nil {
+		return err
+	}
 	return dst.Journal().setRevertReport(finish, *report)
 }
 

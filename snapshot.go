@@ -2,6 +2,7 @@ package migrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -21,6 +22,7 @@ type herokuSnapshot struct {
 	trimmed Position
 	ops     *operatorCache
 	source  bool // its tables have the OIDs and the column numbers that the journal knows
+	guarded bool // intervals that the target takes for infinite are not sent
 	decoder *decoder
 	late    *lateKeys // nil: no changes are decoded
 	written string    // up to where the WAL was written when the snapshot was there
@@ -35,7 +37,7 @@ func (h *Heroku) Snapshot(ctx context.Context) (Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot of the source: %w", err)
 	}
-	s.source = true
+	s.source, s.guarded = true, h.intervals.on.Load()
 	return s, nil
 }
 
@@ -199,7 +201,7 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 	}
 	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT
 		%s)`,
-		t.copied("t."), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)
+		t.sent("t.", s.guarded), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)
 	if err == nil {
 		err = s.durable(ctx)
 	}
@@ -231,13 +233,24 @@ func (s *herokuSnapshot) Changes(ctx context.Context, tables []*Table, since Pos
 		for i, t := range tables {
 			ids[i] = t.ID
 		}
-		var trimmed bool
-		if err := s.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM heroku_migrator.captured WHERE relid = ANY
-			($1::oid[]) AND trimmed)`, ids).Scan(&trimmed); err != nil {
+		rows, err := s.conn.Query(ctx, `
+			SELECT coalesce(trimmed_to, '') FROM heroku_migrator.captured
+			WHERE relid = ANY ($1::oid[]) AND trimmed`, ids)
+		if err != nil {
 			return nil, fmt.Errorf("read what was trimmed: %w", err)
 		}
-		if trimmed {
-			return nil, ErrTrimmed
+		marks, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return nil, fmt.Errorf("read what was trimmed: %w", err)
+		}
+		for _, text := range marks { // one that was set aside waits at a position before others'
+			mark, err := ParsePosition(text)
+			if err != nil {
+				return nil, err
+			}
+			if covered, err := since.Covers(mark); err != nil || mark.IsZero() || !covered {
+				return nil, errors.Join(err, ErrTrimmed)
+			}
 		}
 	}
 	if err := s.catchUp(ctx, tables); err != nil {
@@ -457,6 +470,9 @@ func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position,
 		if query, err = s.images(ctx, t, since); err != nil {
 			return 0, fmt.Errorf("read changes of %s: %w", t, err)
 		}
+		if s.guarded {
+			query = t.guardImages(query)
+		}
 	}
 	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+query+`) TO STDOUT`, w)
 	if err != nil {
@@ -478,7 +494,7 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 	n, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`
 		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT
 		(FORMAT %s)`,
-		t.copied("r."), s.changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
+		t.sent("r.", s.guarded), s.changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
 	if err != nil {
 		s.ops.forget()
 		return n, fmt.Errorf("read changed rows of %s: %w", t, err)

@@ -82,6 +82,10 @@ type ChangeLog interface {
 	// LogSize is how many bytes the log takes on disk.
 	LogSize(ctx context.Context) (int64, error)
 
+	// ClearLog forgets what the log holds of a table, which is copied from scratch after it (I2): neither rounds nor
+	// chunks may read the log meanwhile.
+	ClearLog(ctx context.Context, table *Table) error
+
 	// Resend has the next round send whole those of the tables whose log was trimmed, or all of them: their logs then
 	// say all there is to say about them, and may be read from any position.
 	Resend(ctx context.Context, tables []*Table, all bool) error
@@ -332,6 +336,8 @@ type Column struct {
 	NotNull   bool   `json:"not_null,omitempty"`
 	Generated bool   `json:"generated,omitempty"`
 	Binary    bool   `json:"binary,omitempty"` // its type's binary form is the same on both sides
+
+	Interval bool `json:"interval,omitempty"` // its type holds intervals
 
 	Num       int     `json:"num,omitempty"`       // attnum: stays when the column is renamed
 	Default   string  `json:"default,omitempty"`   // an expression; of a generated column, what it is generated from

@@ -40,6 +40,8 @@ type Status struct {
 	WayBack *WayBackStatus `json:"way_back,omitempty"`
 	// Verification is what the last comparison of all rows found.
 	Verification *Verification `json:"verification,omitempty"`
+	// SetAside are tables that wait because a row cannot be moved, without the values: see [Migrator.AsideTables].
+	SetAside []AsideTable `json:"set_aside,omitempty"`
 	// Hooks are the calls of the caller's hook.
 	Hooks  []HookStatus   `json:"hooks,omitempty"`
 	Tables []TableSummary `json:"tables"`
@@ -199,6 +201,9 @@ func (m *Migrator) Status(ctx context.Context) (*Status, error) {
 	}
 	st.RevertReport, st.Verification = s.RevertReport, s.Verification
 	if st.Hooks, err = m.journal.Hooks(ctx); err != nil {
+		return nil, err
+	}
+	if st.SetAside, err = m.AsideTables(ctx, false); err != nil {
 		return nil, err
 	}
 	if s.Phase == PhaseSwitched {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -43,6 +42,9 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 		}
 		return advance(PhaseConfiguring, "cloning the schema and installing capture")
 	case PhaseConfiguring:
+		if err := reclone(ctx, src, dst); err != nil {
+			return err
+		}
 		if err := CloneSchema(ctx, src, dst, CloneSchemaConfig{Logger: m.log, LeaveOut: m.cfg.LeaveOut,
 			dumped: m.dumped.Swap(nil)}); err != nil {
 			return err
@@ -77,18 +79,9 @@ func (m *Migrator) step(ctx context.Context, s *State, until Until) error {
 			return err
 		}
 		if until == UntilInSync {
-			r, err := newReplicator(ctx, src, dst, m.cfg.Replicate)
-			if err != nil {
-				return err
-			}
-			if err := r.catchUp(ctx, time.Second); err != nil {
-				return err
-			}
-			return errInSync
+			return m.untilInSync(ctx)
 		}
-		return m.alongside(ctx, s.Phase, src.ValidateConstraints, func(ctx context.Context) error {
-			return Replicate(ctx, src, dst, m.cfg.Replicate)
-		})
+		return m.alongside(ctx, s.Phase, src.ValidateConstraints, m.replicate)
 	case PhaseSwitched:
 		if err := m.callLateHook(ctx, s); err != nil {
 			return err
@@ -134,6 +127,15 @@ func (m *Migrator) copy(ctx context.Context) error {
 	copied := make(chan struct{})
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
+		mending, stop := context.WithCancel(gctx)
+		defer stop()
+		g.Go(func() error {
+			_, err := (&mender{Migrator: m, phase: PhaseCopying}).run(mending)
+			if mending.Err() != nil && gctx.Err() == nil {
+				return nil // the copy of the others is over
+			}
+			return err
+		})
 		err := Copy(gctx, m.cfg.Source, m.cfg.Target, m.cfg.Copy)
 		if err == nil {
 			close(copied)

@@ -88,6 +88,9 @@ type Copier interface {
 	// Restart empties a table whose chunks mean nothing any more, and replaces them by a new plan.
 	// If the table has been planned anew since plan number after, it does nothing and returns false.
 	Restart(ctx context.Context, table *Table, after int, chunks []Chunk) (bool, error)
+
+	// Empty takes the rows and the plan away of a table that is set aside, so that it can be copied from scratch.
+	Empty(ctx context.Context, table *Table) error
 }
 
 // Switcher is a target's part in a switch, and in going back.

@@ -422,8 +422,9 @@ func trimLogs(ctx context.Context, pool *pgxpool.Pool, change beginner, tables [
 			return err
 		}
 		for _, t := range tables {
-			if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.captured SET trimmed = true WHERE relid = $1 AND NOT
-				trimmed`, t.ID); err != nil {
+			if _, err := tx.Exec(ctx, `
+				UPDATE heroku_migrator.captured SET trimmed = true, trimmed_to = $2 WHERE relid = $1`, t.ID,
+				upTo.String()); err != nil {
 				return err
 			}
 			var deleted, size int64

@@ -199,49 +199,6 @@ func TestSourceFailsOverAfterTheSwitch(t *testing.T) {
 	p.requireEqual(t)
 }
 
-// What the target does not take is named: table, constraint, key and what to do. Once it is removed, it goes on.
-func TestRowsThatTheTargetRefuses(t *testing.T) {
-	t.Parallel()
-	p := newPair(t)
-	p.sql(t, smallSchema...)
-	p.sql(t, `CREATE DOMAIN tag AS text`, `CREATE TABLE tagged (id int PRIMARY KEY, tag tag)`)
-	m := inSync(t, p)
-	for name, c := range map[string][3]string{
-		"unique": {`CREATE UNIQUE INDEX one ON children (parent)`, `INSERT INTO children (parent, n) VALUES (18, 1)`,
-			`DROP INDEX one`},
-		"type": {`ALTER TABLE parents ALTER name TYPE varchar(5)`, `UPDATE parents SET name = 'much too long' WHERE
-			id = 19`, `ALTER TABLE parents ALTER name TYPE text`},
-	} {
-		execute(t, p.target.Connect(t), c[0])
-		p.sql(t, c[1])
-		err := m.Run(withTimeout(t, 30*time.Second), migrator.UntilInSync)
-		refused := new(migrator.ApplyError)
-		require.ErrorAs(t, err, &refused, name)
-		require.Contains(t, []string{"public.children", "public.parents"}, refused.Table.String())
-		require.NotEmpty(t, refused.Key)
-		s, err := m.Status(t.Context())
-		require.NoError(t, err)
-		require.Equal(t, migrator.PhaseError, s.Phase)
-		require.Contains(t, *s.Error, "rows of public.")
-		execute(t, p.target.Connect(t), c[2])
-		require.NoError(t, m.Run(withTimeout(t, 30*time.Second), migrator.UntilInSync), name)
-		p.requireEqual(t)
-	}
-	// A CHECK is held back by itself, and not lost: also when it is harmless, as a library of the target may see the
-	// row otherwise.
-	execute(t, p.target.Connect(t), `ALTER TABLE children ADD CONSTRAINT small CHECK (n < 5000)`,
-		`ALTER DOMAIN tag ADD CONSTRAINT short CHECK (length(VALUE) < 5)`)
-	p.sql(t, `UPDATE children SET n = 6000 WHERE id = 17`, `INSERT INTO tagged VALUES (1, 'much too long')`)
-	require.NoError(t, m.Run(withTimeout(t, 30*time.Second), migrator.UntilInSync))
-	p.sql(t, `ALTER TABLE children ADD COLUMN later int`) // following the schema does not forget it
-	require.NoError(t, m.Run(withTimeout(t, 30*time.Second), migrator.UntilInSync))
-	p.requireEqual(t)
-	require.NotContains(t, constraintsOf(t, p.target, false), "children small")
-	do(t, m, migrator.CommandSwitch)
-	require.Equal(t, []string{"children small", "tag short"}, notValid(t, p.target))
-	require.Contains(t, constraintsOf(t, p.target, false)["children small"], "n < 5000")
-}
-
 // Passwords are changed while it runs, and sessions ended: the callback delivers the new URL.
 func TestCredentialsAreRotated(t *testing.T) {
 	t.Parallel()

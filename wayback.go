@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -52,6 +53,7 @@ type wayBack struct {
 	sized    time.Time // when the logs were measured last
 	rounds   int64
 	rows     int64
+	aside    reverseAside
 }
 
 // errOtherSource ends a way back that has to be opened again.
@@ -112,8 +114,12 @@ func openWayBack(ctx context.Context, src Source, dst Target, cfg WayBackConfig)
 			return nil, err
 		}
 	}
+	if err := w.readAside(ctx); err != nil {
+		return nil, err
+	}
+	w.aside.joined = true     // whatever was mended meanwhile joins with the first round
 	if !w.position.IsZero() { // what an earlier process acknowledged and did not trim
-		w.trimmer.acknowledge(w.position, w.tables)
+		w.trimmer.acknowledge(w.position, w.active())
 	}
 	return w, nil
 }
@@ -137,12 +143,16 @@ func (w *wayBack) run(ctx context.Context, done func(roundStats) bool) error {
 
 // round carries everything that is visible on the target now and was not before.
 func (w *wayBack) round(ctx context.Context) (roundStats, error) {
-	images := new(ImagesError)
+	images, rows := new(ImagesError), new(ApplyError)
 	var held []*Table
+	ready, err := w.joining(ctx, false)
+	if err != nil {
+		return roundStats{}, err
+	}
 	var busy int
 	detach := false
 	for attempt := 1; ; attempt++ {
-		stats, err := w.try(ctx, detach, held)
+		stats, err := w.try(ctx, detach, held, ready)
 		switch {
 		case errors.Is(err, errFollowed):
 			held, err = nil, nil
@@ -178,6 +188,10 @@ func (w *wayBack) round(ctx context.Context) (roundStats, error) {
 			w.position = Position{}
 		case detach && len(w.held) > 0 && (sqlState(err) == "23503" || sqlState(err) == "23001"):
 			err = w.holdRelated(ctx, err)
+		case errors.As(err, &rows) && !Retryable(err):
+			err = w.setAside(ctx, rows)
+			ready = slices.DeleteFunc(ready, func(a *aside) bool { return a.table.ID == rows.Table.ID })
+			detach, rows = false, new(ApplyError)
 		default:
 			return stats, err
 		}
@@ -192,7 +206,8 @@ func (w *wayBack) warn(ctx context.Context, message string) {
 	notify(w.cfg.OnEvent, Event{Kind: EventWarning, Phase: PhaseSwitched, Message: message})
 }
 
-func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (stats roundStats, err error) {
+func (w *wayBack) try(ctx context.Context, detach bool, held []*Table, ready []*aside) (stats roundStats,
+	err error) {
 	began := time.Now()
 	snap, err := w.dst.Snapshot(ctx)
 	if err != nil {
@@ -209,7 +224,8 @@ func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (stats ro
 	if err := snap.Hold(ctx, held); err != nil {
 		return stats, err
 	}
-	changes, err := snap.Changes(ctx, w.tables, w.position)
+	active := w.active()
+	changes, err := snap.Changes(ctx, active, w.position)
 	var round Round
 	tables := make([]*Table, len(changes))
 	for i, c := range changes {
@@ -218,16 +234,22 @@ func (w *wayBack) try(ctx context.Context, detach bool, held []*Table) (stats ro
 		stats.rows += max(c.Rows, int64(len(c.Truncated)))
 	}
 	stats.changes = round.Changes
+	if err == nil {
+		err = w.changesOf(ctx, snap, ready, &round)
+	}
 	if err != nil {
 		return stats, err
 	}
-	if len(changes) > 0 {
+	if len(round.Changes) > 0 || len(ready) > 0 {
 		if err := w.src.ApplyBack(ctx, snap, round, detach); err != nil {
 			return stats, err
 		}
 		w.position = snap.Position()
 		w.trimmer.acknowledge(w.position, tables)
 		w.rounds, w.rows = w.rounds+1, w.rows+stats.rows
+		if err := w.joinedNow(ctx, ready); err != nil {
+			return stats, err
+		}
 	}
 	closeSnapshot(ctx, snap)
 	stats.took = time.Since(began)

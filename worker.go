@@ -38,7 +38,8 @@ func CopyWorker(ctx context.Context, src Source, dst Target, cfg CopyConfig) err
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err != nil && !Retryable(err) && !errors.Is(err, errNotCopying) {
+		aside := errors.As(err, new(*ApplyError)) // the process that leads meets it too, and sets the table aside
+		if err != nil && !Retryable(err) && !errors.Is(err, errNotCopying) && !aside {
 			return err
 		}
 		if err != nil && !errors.Is(err, errNotCopying) {
@@ -59,7 +60,8 @@ func copyIsAhead(s *State) bool {
 	switch phase {
 	case PhaseWaiting, PhaseStarting, PhaseConfiguring, PhaseReadyToCopy, PhaseCopying:
 		return true
-	case PhaseRebuildingIndexes, PhaseReplicating, PhaseSwitched, PhaseCleaningUp, PhaseCompleted, PhaseAborted, PhaseError:
+	case PhaseRebuildingIndexes, PhaseReplicating, PhaseSwitched, PhaseCleaningUp, PhaseCompleted, PhaseAborted,
+		PhaseError:
 	}
 	return false
 }

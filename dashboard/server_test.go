@@ -39,7 +39,10 @@ func TestMountedUnderAPrefix(t *testing.T) {
 	require.Equal(t, http.StatusOK, page.status)
 	require.Contains(t, page.header.Get("Content-Type"), "text/html")
 	require.NotEmpty(t, page.header.Get("ETag"))
-	cached := s.ask(t, http.MethodGet, "/static/index.html", "", func(r *http.Request) { r.Header.Set("If-None-Match", page.header.Get("ETag")) })
+	cached := s.ask(t, http.MethodGet, "/static/index.html", "", func(r *http.Request) {
+		r.Header.Set("If-None-Match",
+			page.header.Get("ETag"))
+	})
 	require.Equal(t, http.StatusNotModified, cached.status)
 	require.Equal(t, http.StatusNotFound, s.get(t, "/static/none.js").status)
 	require.Equal(t, "not_found", s.get(t, "/nothing").json["code"])
@@ -68,7 +71,8 @@ func TestRedirectsToTheSlash(t *testing.T) {
 	require.Equal(t, "/deep/tool/", to.Path)
 
 	// However the prefix is taken away, what is below it is found.
-	for prefix, target := range map[string]string{"/": "/health", "/deep/": "/deep/health", "/deep": "/deep/health", "": "/health"} {
+	for prefix, target := range map[string]string{"/": "/health", "/deep/": "/deep/health", "/deep": "/deep/health",
+		"": "/health"} {
 		w := newRecorder()
 		http.StripPrefix(prefix, s.Dashboard).ServeHTTP(w, newRequest(t, http.MethodGet, target))
 		require.Equal(t, http.StatusOK, w.Code, "%q", prefix)
@@ -115,7 +119,8 @@ func TestWrongMethods(t *testing.T) {
 	}
 	s := newSite(t, f)
 	for path, rt := range s.routes {
-		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete,
+			http.MethodPatch, http.MethodOptions} {
 			if slices.Contains(rt.methods, method) {
 				continue
 			}
@@ -151,7 +156,8 @@ func TestOpenAPIDescribesEveryPath(t *testing.T) {
 	}
 	// Every code that is sent is described.
 	_, codes, _ := strings.Cut(a.body, `"Error"`)
-	for _, code := range []string{"busy", "cutover_blocked", "cutover_override_required", "revert_override_required", "rows_differ", "not_driven", "closing"} {
+	for _, code := range []string{"busy", "cutover_blocked", "cutover_override_required", "revert_override_required",
+		"rows_differ", "not_driven", "closing"} {
 		require.Contains(t, codes, `"`+code+`"`)
 	}
 }
@@ -167,9 +173,12 @@ func TestOpenAPIDescribesTheStatus(t *testing.T) {
 		st.Log, st.Waiting = &migrator.LogStatus{}, &migrator.WaitingStatus{}
 		st.WayBack, st.Verification = &migrator.WayBackStatus{}, &migrator.Verification{}
 		st.Hooks, st.Tables = []migrator.HookStatus{{}}, []migrator.TableSummary{{Schema: "public", ETASeconds: &lag}}
-		st.Workers, st.Builds, st.Throttle = []migrator.WorkerStatus{{}}, []migrator.BuildStatus{{}}, &migrator.ThrottleStatus{}
+		st.Workers, st.Builds, st.Throttle = []migrator.WorkerStatus{{}}, []migrator.BuildStatus{{}},
+			&migrator.ThrottleStatus{}
 		st.Objects = map[migrator.Stage]migrator.ObjectCounts{"tables": {}}
 		st.SourceLoad = &migrator.LoadStatus{}
+		st.SetAside = []migrator.AsideTable{{Reading: true, Row: "x", Column: "x", Constraint: "x", RemedySQL: "x",
+			RemedyOn: "x"}}
 		st.Failed, st.Skipped = []migrator.FailedObject{{}}, []string{"x"}
 	})
 	s := newSite(t, f)
@@ -229,17 +238,20 @@ func TestStatusHasWhatTheDashboardAdds(t *testing.T) {
 		source := st["databases"].(map[string]any)["source"].(map[string]any)
 		return source["version"] == "15.18"
 	}, 10*time.Second, 20*time.Millisecond)
-	for _, name := range []string{"phase", "state", "started_at", "switched_at", "completed_at", "error", "message", "cutover_readiness", "progress_signals", "tables", "at"} {
+	for _, name := range []string{"phase", "state", "started_at", "switched_at", "completed_at", "error", "message",
+		"cutover_readiness", "progress_signals", "tables", "at"} {
 		require.Contains(t, st, name)
 	}
 	require.Equal(t, "v1.2.3", st["version"])
 	require.Equal(t, "operator", st["role"])
 	require.Equal(t, false, st["read_only"])
 	require.Nil(t, st["running"])
-	require.Equal(t, map[string]any{"host": "source.example.com", "port": 5432.0, "database": "shop", "version": "15.18", "role": "app", "bytes": 4096.0},
+	require.Equal(t, map[string]any{"host": "source.example.com", "port": 5432.0, "database": "shop",
+		"version": "15.18", "role": "app", "bytes": 4096.0},
 		st["databases"].(map[string]any)["source"])
 	require.Equal(t, map[string]bool{
-		"start": false, "copy": false, "pause": true, "resume": false, "switch": true, "revert": false, "complete": false, "abort": true,
+		"start": false, "copy": false, "pause": true, "resume": false, "switch": true, "revert": false,
+		"complete": false, "abort": true,
 		"retry": false, "reset": false, "verify": true,
 	}, s.allowed(t))
 	f.set(migrator.PhaseWaiting, func(st *migrator.Status) { st.StartedAt = nil })
@@ -264,14 +276,16 @@ func TestDatabasesThatCannotBeReached(t *testing.T) {
 	require.NotEmpty(t, a.header.Get("Retry-After"))
 
 	f.fail(nil)
-	require.Eventually(t, func() bool { return s.get(t, "/status").json["unreachable"] == nil }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return s.get(t, "/status").json["unreachable"] == nil }, 10*time.Second,
+		20*time.Millisecond)
 	require.True(t, s.allowed(t)["start"])
 
 	// Afterwards, what was known is still shown.
 	f.set(migrator.PhaseCopying)
 	s.waitPhase(t, migrator.PhaseCopying)
 	f.fail(errDown)
-	require.Eventually(t, func() bool { return s.get(t, "/status").json["unreachable"] != nil }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return s.get(t, "/status").json["unreachable"] != nil }, 10*time.Second,
+		20*time.Millisecond)
 	require.Equal(t, "copying", s.get(t, "/status").json["phase"])
 }
 
@@ -303,7 +317,8 @@ func TestPreflightIsShared(t *testing.T) {
 		}
 		return &migrator.Report{Findings: []migrator.Finding{
 			{Check: "versions", Severity: migrator.SeverityOK, Message: "fine"},
-			{Check: "extensions", Severity: migrator.SeverityBlocker, Message: "no postgis; see " + targetURL, Remedy: "enable it"},
+			{Check: "extensions", Severity: migrator.SeverityBlocker, Message: "no postgis; see " + targetURL,
+				Remedy: "enable it"},
 		}}, nil
 	}
 	s := newSite(t, f, func(_ *Config, times *timing) { times.command = 200 * time.Millisecond })
@@ -328,14 +343,16 @@ func TestPreflightIsShared(t *testing.T) {
 func TestNoSecretLeaves(t *testing.T) {
 	t.Parallel()
 	f := newFake()
-	told := fmt.Sprintf("it failed at %s and s3cr3t/source and %s, otherwise postgres://u:anothers@h/x", targetURL, sourceURL)
+	told := fmt.Sprintf("it failed at %s and s3cr3t/source and %s, otherwise postgres://u:anothers@h/x", targetURL,
+		sourceURL)
 	f.set(migrator.PhaseError, func(st *migrator.Status) {
 		st.FailedPhase, st.Error, st.Message = migrator.PhaseCopying, &told, told
 		st.Failed = []migrator.FailedObject{{Object: "x", Error: told}}
 		st.Tables = []migrator.TableSummary{{Schema: "public", Name: "t4rget-secret", State: migrator.TableCopying}}
 	})
 	f.preflight = func(context.Context) (*migrator.Report, error) {
-		return &migrator.Report{Findings: []migrator.Finding{{Check: "x", Severity: migrator.SeverityBlocker, Message: told}}}, nil
+		return &migrator.Report{Findings: []migrator.Finding{{Check: "x", Severity: migrator.SeverityBlocker,
+			Message: told}}}, nil
 	}
 	f.do = func(context.Context, migrator.CommandName, bool) (*migrator.Result, error) {
 		return nil, &migrator.RefusedError{Action: "abort", Reasons: []string{told}}
@@ -347,7 +364,8 @@ func TestNoSecretLeaves(t *testing.T) {
 	s.say.Error("log: "+told, "url", sourceURL, "password", password, "hook", `hooks"secret`)
 	f.publish(migrator.Event{Kind: migrator.EventFailure, Message: told})
 	s.waitPhase(t, migrator.PhaseError)
-	require.Eventually(t, func() bool { return len(s.get(t, "/activity").json["events"].([]any)) > 0 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.get(t, "/activity").json["events"].([]any)) > 0 },
+		10*time.Second, 20*time.Millisecond)
 	bodies := map[string]string{"abort": s.post(t, "/abort").body, "retry": s.post(t, "/retry").body}
 	for path, rt := range s.routes {
 		if slices.Contains(rt.methods, http.MethodGet) && path != "/events" {
@@ -356,7 +374,8 @@ func TestNoSecretLeaves(t *testing.T) {
 	}
 	bodies["/events"] = readStream(t, s, "", func(got string) bool { return strings.Contains(got, "event: log") })
 	for path, body := range bodies {
-		for _, secret := range []string{"s3cr3t", "t4rget-secret", "anothers", password, `hooks\"secret`, `hooks"secret`} {
+		for _, secret := range []string{"s3cr3t", "t4rget-secret", "anothers", password, `hooks\"secret`,
+			`hooks"secret`} {
 			require.NotContains(t, body, secret, path)
 		}
 	}
@@ -380,7 +399,12 @@ func TestReport(t *testing.T) {
 	t.Parallel()
 	f := newFake()
 	reports := make(chan *Report, 4)
-	s := newSite(t, f, func(cfg *Config, _ *timing) { cfg.OnReport = func(_ context.Context, r *Report) { reports <- r } })
+	s := newSite(t, f, func(cfg *Config, _ *timing) {
+		cfg.OnReport = func(_ context.Context,
+			r *Report) {
+			reports <- r
+		}
+	})
 	require.Equal(t, http.StatusNotFound, s.get(t, "/export/report.json").status)
 	require.Equal(t, http.StatusNotFound, s.get(t, "/export/report.html").status)
 	f.run = func(ctx context.Context) error {
@@ -390,10 +414,12 @@ func TestReport(t *testing.T) {
 	f.set(migrator.PhaseSwitched, func(st *migrator.Status) {
 		at := time.Now().UTC().Format(time.RFC3339Nano)
 		st.SwitchedAt = &at
-		st.Report = &migrator.SwitchReport{At: time.Now(), WithoutWrites: 412 * time.Millisecond, FenceAttempts: 1, RowsDrained: 12, Sequences: 4}
+		st.Report = &migrator.SwitchReport{At: time.Now(), WithoutWrites: 412 * time.Millisecond, FenceAttempts: 1,
+			RowsDrained: 12, Sequences: 4}
 		st.Verification = &migrator.Verification{At: time.Now(), Tables: 2, Rows: 30, Differences: []string{}}
 		st.Tables = []migrator.TableSummary{
-			{Schema: "public", Name: "<script>alert(1)</script>", State: migrator.TableLive, RowsCopied: 10, BytesCopied: 8192},
+			{Schema: "public", Name: "<script>alert(1)</script>", State: migrator.TableLive, RowsCopied: 10,
+				BytesCopied: 8192},
 			{Schema: "public", Name: "b", State: migrator.TableLive, RowsCopied: 20, BytesCopied: 8192},
 		}
 		st.Hooks = []migrator.HookStatus{{Point: migrator.HookAfterSwitch, Number: 1, State: "done", At: time.Now()}}
@@ -426,7 +452,8 @@ func TestReport(t *testing.T) {
 	style := regexp.MustCompile(`(?s)<style>(.*)</style>`).FindStringSubmatch(h.body)
 	require.NotNil(t, style)
 	sum := sha256.Sum256([]byte(style[1]))
-	require.Contains(t, h.header.Get("Content-Security-Policy"), "'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'", "or the browser does not apply it")
+	require.Contains(t, h.header.Get("Content-Security-Policy"), "'sha256-"+base64.StdEncoding.EncodeToString(
+		sum[:])+"'", "or the browser does not apply it")
 	require.NotContains(t, h.body, " style=")
 
 	// It stays until reset.
@@ -445,7 +472,8 @@ func TestDiagnostics(t *testing.T) {
 	s.get(t, "/preflight-checks")
 	s.waitPhase(t, migrator.PhaseCopying)
 	a := s.get(t, "/export/diagnostics.json")
-	for _, name := range []string{"versions", "process", "status", "commands", "preflight", "report", "activity", "log", "dashboard"} {
+	for _, name := range []string{"versions", "process", "status", "commands", "preflight", "report", "activity",
+		"log", "dashboard"} {
 		require.NotNil(t, a.json[name], name)
 	}
 	require.Contains(t, a.header.Get("Content-Disposition"), "migration-diagnostics.json")
@@ -460,8 +488,10 @@ func TestMetricsAreDocumented(t *testing.T) {
 		st.LagSeconds, st.ProgressSignals.ThroughputETA.ETASeconds = &lag, &lag
 		st.ProgressSignals.TablePhase = map[migrator.TableState]int{migrator.TableLive: 3}
 		st.Report, st.RevertReport = &migrator.SwitchReport{WithoutWrites: time.Second}, &migrator.SwitchReport{}
-		st.Log, st.WayBack, st.Verification = &migrator.LogStatus{}, &migrator.WayBackStatus{LagSeconds: &lag}, &migrator.Verification{At: time.Now()}
-		st.Objects, st.SourceLoad = map[migrator.Stage]migrator.ObjectCounts{"tables": {Done: 1, Total: 1}}, &migrator.LoadStatus{}
+		st.Log, st.WayBack, st.Verification = &migrator.LogStatus{}, &migrator.WayBackStatus{LagSeconds: &lag},
+			&migrator.Verification{At: time.Now()}
+		st.Objects, st.SourceLoad = map[migrator.Stage]migrator.ObjectCounts{"tables": {Done: 1, Total: 1}},
+			&migrator.LoadStatus{}
 	})
 	to := &receiver{}
 	s := newSite(t, f, func(cfg *Config, _ *timing) { cfg.Notifier = to })
@@ -472,7 +502,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	var body string
 	require.Eventually(t, func() bool {
 		body = s.get(t, "/metrics").body
-		return strings.Contains(body, "heroku_migrator_events_total") && strings.Contains(body, "heroku_migrator_notifications_total")
+		return strings.Contains(body, "heroku_migrator_events_total") && strings.Contains(body,
+			"heroku_migrator_notifications_total")
 	}, 10*time.Second, 20*time.Millisecond)
 	require.Contains(t, body, `heroku_migrator_phase{phase="switched"} 1`)
 	require.Contains(t, body, `heroku_migrator_without_writes_seconds{command="switch"} 1`)

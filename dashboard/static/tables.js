@@ -2,9 +2,9 @@
 import { byId, el, icon, name, printable, setAttr, setText, show } from './dom.js';
 import { byteRate, bytes, count, duration, none, percent, plural, shortCount } from './format.js';
 
-const states = ['copying', 'indexing', 'pending', 'indexed', 'live']; // in the order of interest
-const stateWords = { pending: 'Waiting', copying: 'Copying', indexing: 'Indexing', indexed: 'Copied', live: 'Live' };
-const stateIcons = { pending: 'none', copying: 'copy', indexing: 'wait', indexed: 'ok', live: 'live' };
+const states = ['set_aside', 'copying', 'indexing', 'pending', 'indexed', 'live']; // in the order of interest
+const stateWords = { set_aside: 'Set aside', pending: 'Waiting', copying: 'Copying', indexing: 'Indexing', indexed: 'Copied', live: 'Live' };
+const stateIcons = { set_aside: 'warning', pending: 'none', copying: 'copy', indexing: 'wait', indexed: 'ok', live: 'live' };
 const checkedWords = { same: 'Same', differs: 'Differs', resent: 'Sent again', unknown: none };
 const narrow = matchMedia('(max-width: 720px)');
 const spare = 6; // rows made beyond what is in sight

@@ -56,6 +56,9 @@ func (p *program) status(ctx context.Context) error {
 	}
 	for seen := false; ; seen = true {
 		s, err := p.m.Status(ctx)
+		if err == nil && p.values {
+			s.SetAside, err = p.m.AsideTables(ctx, true)
+		}
 		if p.watch && ctx.Err() != nil {
 			return p.stopped(ctx, nil)
 		}
@@ -122,6 +125,9 @@ func describe(s *migrator.Status) string {
 	}
 	for _, f := range s.Failed {
 		fmt.Fprintf(b, "failed    %s: %s; `heroku-migrate run` tries it again\n", f.Object, f.Error)
+	}
+	for _, a := range s.SetAside {
+		fmt.Fprintf(b, "aside     %s\n", a)
 	}
 	if s.LagSeconds != nil {
 		fmt.Fprintf(b, "lag       %.1f s", *s.LagSeconds)

@@ -51,6 +51,7 @@ usage: heroku-migrate [flags] command [flags]
                           sessions pile up on the source, followers lag or a small query gets slow
   copy-worker             share the copy of a run that is alive elsewhere [--workers N, --max-mb N, --no-throttle]
   status [--watch]        phase, tables, bytes, rows, lag; --watch: every second, until interrupted
+      --values            with the values for which tables are set aside
   verify [--force]        in sync: compare every row while the application writes; --force sends tables again
                           that differ
   pause, resume           stop and go on; changes are captured meanwhile
@@ -104,6 +105,7 @@ type options struct {
 	source, target string
 	json           bool
 	watch, force   bool
+	values         bool
 	until          string
 	workers        int
 	chunkMiB       int64
@@ -142,6 +144,7 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.json, "json", false, "")
 	fs.BoolVar(&o.watch, "watch", false, "")
 	fs.BoolVar(&o.force, "force", false, "")
+	fs.BoolVar(&o.values, "values", false, "")
 	fs.StringVar(&o.until, "until", "", "")
 	fs.IntVar(&o.workers, "workers", 0, "")
 	fs.Int64Var(&o.chunkMiB, "chunk-mb", 0, "")
@@ -220,7 +223,7 @@ func wantsJSON(args []string) bool {
 var flagsOf = map[string][]string{
 	"run": {"leave-out", "capture", "until", "workers", "chunk-mb", "max-mb", "no-throttle", "writers", "hook",
 		"heroku-app", "app-url", "way-back", "sequence-margin"},
-	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch"},
+	"copy-worker": {"workers", "max-mb", "no-throttle"}, "status": {"watch", "values"},
 	"switch": {"capture", "force", "writers", "hook", "heroku-app", "app-url", "way-back", "sequence-margin"},
 	"revert": {"force", "writers", "hook", "heroku-app", "app-url", "way-back"},
 	"abort":  {"force"}, "verify": {"force"},
@@ -236,8 +239,8 @@ func (o *options) check(given map[string]bool) error {
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %s; heroku-migrate help lists them", word(o.command))}
 	}
-	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "force", "writers",
-		"hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin", "leave-out"} {
+	for _, name := range []string{"until", "workers", "chunk-mb", "max-mb", "no-throttle", "watch", "values", "force",
+		"writers", "hook", "heroku-app", "app-url", "way-back", "capture", "sequence-margin", "leave-out"} {
 		if given[name] && !slices.Contains(allowed, name) {
 			return usageError{fmt.Sprintf("%s has no flag --%s", o.command, name)}
 		}

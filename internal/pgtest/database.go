@@ -32,6 +32,7 @@ type databaseOptions struct {
 	connectionLimit   int
 	replication       bool
 	noReplicationRole bool
+	encoding          string
 }
 
 // WithConnectionLimit gives the role a connection limit, as Heroku's plans do.
@@ -48,6 +49,11 @@ func WithoutReplicationRole() DatabaseOption {
 // WithReplication gives a source's role REPLICATION, which Heroku's has not: for logical decoding.
 func WithReplication() DatabaseOption {
 	return func(o *databaseOptions) { o.replication = true }
+}
+
+// WithEncoding makes a database with another encoding than the server's, and the locale C.
+func WithEncoding(name string) DatabaseOption {
+	return func(o *databaseOptions) { o.encoding = name }
 }
 
 // CreateSource makes a database with an owner like Heroku's default credential:
@@ -85,7 +91,8 @@ func (c *Cluster) CreateTarget(ctx context.Context, opts ...DatabaseOption) (*Da
 }
 
 // create makes a role and a database that it owns.
-func (c *Cluster) create(ctx context.Context, kind string, opts []DatabaseOption, attributes string, memberOf []string) (*Database, error) {
+func (c *Cluster) create(ctx context.Context, kind string, opts []DatabaseOption, attributes string,
+	memberOf []string) (*Database, error) {
 	o := databaseOptions{connectionLimit: -1}
 	for _, opt := range opts {
 		opt(&o)
@@ -104,10 +111,15 @@ func (c *Cluster) create(ctx context.Context, kind string, opts []DatabaseOption
 	if o.replication {
 		attributes = strings.Replace(attributes, "NOREPLICATION", "REPLICATION", 1)
 	}
+	encoding := ""
+	if o.encoding != "" {
+		encoding = " LOCALE 'C' ENCODING " + literal(o.encoding)
+	}
 	statements := []string{
-		fmt.Sprintf("CREATE ROLE %s %s CONNECTION LIMIT %d PASSWORD %s", ident(role), attributes, o.connectionLimit, literal(password)),
+		fmt.Sprintf("CREATE ROLE %s %s CONNECTION LIMIT %d PASSWORD %s", ident(role), attributes, o.connectionLimit,
+			literal(password)),
 		fmt.Sprintf("GRANT %s TO %s", strings.Join(memberOf, ", "), ident(role)),
-		fmt.Sprintf("CREATE DATABASE %s OWNER %s TEMPLATE template0", ident(name), ident(role)),
+		fmt.Sprintf("CREATE DATABASE %s OWNER %s TEMPLATE template0%s", ident(name), ident(role), encoding),
 	}
 	if kind == "target" && c.Version >= 15 && !o.noReplicationRole {
 		statements = append(statements, "GRANT SET ON PARAMETER session_replication_role TO "+ident(role))
@@ -214,9 +226,11 @@ func (d *Database) release(ctx context.Context, admin *pgx.Conn) error {
 		}
 	}
 	for tries := 0; slots > 0; tries++ {
-		_, err = admin.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active`, d.Name)
+		_, err = admin.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database =
+			$1 AND active`, d.Name)
 		if err == nil {
-			_, err = admin.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1`, d.Name)
+			_, err = admin.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE
+				database = $1`, d.Name)
 		}
 		if err == nil {
 			return nil
