@@ -199,6 +199,28 @@ func TestSourceFailsOverAfterTheSwitch(t *testing.T) {
 	p.requireEqual(t)
 }
 
+// Constraints that somebody adds on the target keep no row from it.
+func TestConstraintsAddedOnTheTarget(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.sql(t, smallSchema...)
+	p.sql(t, `CREATE DOMAIN tag AS text`, `CREATE TABLE tagged (id int PRIMARY KEY, tag tag)`)
+	m := inSync(t, p)
+	// A CHECK is held back by itself, and not lost: also when it is harmless, as a library of the target may see the
+	// row otherwise.
+	execute(t, p.target.Connect(t), `ALTER TABLE children ADD CONSTRAINT small CHECK (n < 5000)`,
+		`ALTER DOMAIN tag ADD CONSTRAINT short CHECK (length(VALUE) < 5)`)
+	p.sql(t, `UPDATE children SET n = 6000 WHERE id = 17`, `INSERT INTO tagged VALUES (1, 'much too long')`)
+	require.NoError(t, m.Run(withTimeout(t, 30*time.Second), migrator.UntilInSync))
+	p.sql(t, `ALTER TABLE children ADD COLUMN later int`) // following the schema does not forget it
+	require.NoError(t, m.Run(withTimeout(t, 30*time.Second), migrator.UntilInSync))
+	p.requireEqual(t)
+	require.NotContains(t, constraintsOf(t, p.target, false), "children small")
+	do(t, m, migrator.CommandSwitch)
+	require.Equal(t, []string{"children small", "tag short"}, notValid(t, p.target))
+	require.Contains(t, constraintsOf(t, p.target, false)["children small"], "n < 5000")
+}
+
 // Passwords are changed while it runs, and sessions ended: the callback delivers the new URL.
 func TestCredentialsAreRotated(t *testing.T) {
 	t.Parallel()
