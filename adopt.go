@@ -45,8 +45,8 @@ func (h *Heroku) Adopt(ctx context.Context, t *Table, leaves []Relation) error {
 			if err := holdName(ctx, tx, leaf, "ONLY "+leaf.Ident()); err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID),
-				t.logColumns(), t.keyList(""), leaf.Ident())); err != nil {
+			if _, err := tx.Exec(ctx, inPath(fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM ONLY %s`, logName(t.ID),
+				t.logColumns(), t.keyList(""), leaf.Ident()))); err != nil {
 				return err
 			}
 		}

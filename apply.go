@@ -82,7 +82,7 @@ func truncateAll(ctx context.Context, tx pgx.Tx, round Round) error {
 		return err
 	})
 	if sqlState(err) == "0A000" { // a table that is not truncated refers to one that is
-		_, err = tx.Exec(ctx, `DELETE FROM `+strings.Join(names, "; DELETE FROM "))
+		_, err = tx.Exec(ctx, inPath(`DELETE FROM `+strings.Join(names, "; DELETE FROM ")))
 	}
 	if err != nil {
 		return fmt.Errorf("truncate: %w", err)
@@ -112,8 +112,8 @@ func applyChange(ctx context.Context, tx pgx.Tx, cache *operatorCache, snap Snap
 	if err != nil {
 		return 0, err
 	}
-	deleted, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s AS t USING %s AS k WHERE %s`, t.Only(), keys, matchKey(t,
-		ops, "t.", "k.")))
+	deleted, err := execInPath(ctx, tx, fmt.Sprintf(`DELETE FROM %s AS t USING %s AS k WHERE %s`, t.Only(), keys,
+		matchKey(t, ops, "t.", "k.")))
 	if err != nil {
 		return 0, fmt.Errorf("delete changed rows of %s: %w", t, err)
 	}
@@ -127,13 +127,17 @@ func applyChange(ctx context.Context, tx pgx.Tx, cache *operatorCache, snap Snap
 		return 0, fmt.Errorf("a partition of %s that was made on the other side after the migration began is missing "+
 			"here; make it here too, and run again: %w", t, err)
 	}
+	if err == nil {
+		_, err = tx.Exec(ctx, leavePath)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("insert changed rows of %s: %w", t, err)
 	}
 	return max(deleted.RowsAffected(), inserted), nil
 }
 
-// stageKeys brings the keys that changed into a temporary table, and returns its name.
+// stageKeys brings the keys that changed into a temporary table, and returns its name. They may be of a domain, so the transaction
+// is in the application's path then.
 func stageKeys(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (string, error) {
 	t := c.Table
 	keys := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
@@ -149,7 +153,7 @@ func stageKeys(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (st
 			return err
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) {
-			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, keys, t.keyList("")), r)
+			return copyFrom(ctx, tx.Conn(), enterPath+fmt.Sprintf(`; COPY %s (%s) FROM STDIN`, keys, t.keyList("")), r)
 		})
 	if err != nil {
 		return "", fmt.Errorf("stage keys of %s: %w", t, err)
@@ -170,10 +174,6 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 		if err := checkEmptied(ctx, tx); err != nil {
 			return err
 		}
-		var path string
-		if err := tx.QueryRow(ctx, `SELECT current_setting('search_path')`).Scan(&path); err != nil {
-			return err
-		}
 		if err := create(ctx, tx, final.Objects); err != nil {
 			return err
 		}
@@ -184,7 +184,7 @@ func (p *PlanetScale) Switch(ctx context.Context, final Final) error {
 				}
 			}
 		}
-		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
+		if _, err := tx.Exec(ctx, leavePath); err != nil {
 			return err
 		}
 		if err := p.copyExtensionRows(ctx, tx, final); err != nil {
@@ -232,8 +232,8 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 		_, err := tx.Exec(ctx, `
 			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT
 			pg_current_xact_id());
-			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-			$$
+			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+			SET search_path = pg_catalog, pg_temp AS $$
 			BEGIN
 				INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
 				RETURN NULL;

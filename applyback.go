@@ -55,10 +55,9 @@ func (h *Heroku) ApplyBack(ctx context.Context, snap Snapshot, round Round, deta
 		if err := h.applyBackTables(ctx, tx, snap, round, keys); err != nil {
 			return err
 		}
-		if attach != "" { // no table may be altered while checks of its rows are due
-			attach = "SET CONSTRAINTS ALL IMMEDIATE;\n" + attach
-		}
-		_, err = tx.Exec(ctx, attach+`UPDATE heroku_migrator.migration SET way_back =
+		// Foreign keys are checked now, by queries on the application's tables. No table may be altered while such
+		// checks are due.
+		_, err = tx.Exec(ctx, inPath("SET CONSTRAINTS ALL IMMEDIATE;\n"+attach)+`; UPDATE heroku_migrator.migration SET way_back =
 			'`+snap.Position().String()+`', way_back_on = `+thisServer)
 		return err
 	})
@@ -98,7 +97,7 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 			if r.ID == c.Table.ID || c.Table.Keyless() {
 				name = c.Table.Only()
 			}
-			if _, err := tx.Exec(ctx, `DELETE FROM `+name); err != nil {
+			if _, err := tx.Exec(ctx, inPath(`DELETE FROM `+name)); err != nil {
 				return fmt.Errorf("empty %s: %w", r, err)
 			}
 		}
@@ -127,9 +126,9 @@ func (h *Heroku) applyBackTables(ctx context.Context, tx pgx.Tx, snap Snapshot, 
 		if !ok {
 			continue
 		}
-		_, err := tx.Exec(ctx, fmt.Sprintf(`
+		_, err := tx.Exec(ctx, inPath(fmt.Sprintf(`
 			DELETE FROM %s AS t USING %s AS k WHERE %s AND NOT EXISTS (SELECT 1 FROM %s AS r WHERE %s)`,
-			c.Table.Only(), s.keys, matchKey(c.Table, s.ops, "t.", "k."), s.rows, matchKey(c.Table, s.ops, "r.", "k.")))
+			c.Table.Only(), s.keys, matchKey(c.Table, s.ops, "t.", "k."), s.rows, matchKey(c.Table, s.ops, "r.", "k."))))
 		if err != nil {
 			return fmt.Errorf("delete rows of %s: %w", c.Table, err)
 		}
@@ -176,30 +175,30 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 			return err
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) {
-			return copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, s.rows, t.copiedList(),
-				t.Format()), r)
+			return copyFrom(ctx, tx.Conn(), enterPath+fmt.Sprintf(`; COPY %s %s FROM STDIN (FORMAT %s)`, s.rows,
+				t.copiedList(), t.Format()), r)
 		})
 	if err != nil {
 		return s, fmt.Errorf("stage rows of %s: %w", t, err)
 	}
 	// A key stays as it is written, and a column that is GENERATED ALWAYS AS IDENTITY cannot be updated: should they
 	// differ ('a' for 'A'), rows have to be deleted and inserted.
-	var set, fixedHere, fixedThere []string
+	var set, fixed []string
 	for _, col := range t.Columns {
 		name := quoteName(col.Name)
 		switch {
 		case col.Generated:
 		case slices.Contains(t.Key, col.Name) || col.Identity == "a":
-			fixedHere, fixedThere = append(fixedHere, "t."+name+"::text"), append(fixedThere, "r."+name+"::text")
+			fixed = append(fixed, fmt.Sprintf("t.%[1]s::pg_catalog.text OPERATOR(pg_catalog.=) r.%[1]s::pg_catalog.text", name))
 		default:
 			set = append(set, name+" = r."+name)
 		}
 	}
 	match := matchKey(t, s.ops, "t.", "r.")
 	var otherwise bool
-	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM %s AS t JOIN %s AS r ON %s WHERE ROW(%s) IS
-		DISTINCT FROM ROW(%s))`,
-		t.Only(), s.rows, match, strings.Join(fixedHere, ", "), strings.Join(fixedThere, ", "))).Scan(&otherwise)
+	err = tx.QueryRow(ctx, fmt.Sprintf(`
+		SELECT EXISTS (SELECT 1 FROM %s AS t JOIN %s AS r ON %s WHERE (%s) IS NOT TRUE)`,
+		t.Only(), s.rows, match, strings.Join(append(fixed, "true"), " AND "))).Scan(&otherwise)
 	if err == nil && otherwise {
 		err = ErrDetach
 	}
@@ -211,6 +210,9 @@ func (h *Heroku) upsert(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundCh
 		_, err = tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s %s SELECT %s FROM %s AS r WHERE NOT EXISTS (SELECT 1 FROM %s
 			AS t WHERE %s)`,
 			t.Ident(), t.insertList(), t.copied("r."), s.rows, t.Only(), match))
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, leavePath)
 	}
 	if err != nil {
 		return s, fmt.Errorf("bring back rows of %s: %w", t, err)

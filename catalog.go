@@ -137,6 +137,9 @@ func (h *Heroku) Catalog(ctx context.Context) (*Catalog, error) {
 			if err := h.noteLostTriggers(ctx, tx, cat.Tables); err != nil {
 				return err
 			}
+			if cat.SearchPath, err = searchPath(ctx, tx); err != nil {
+				return err
+			}
 			return tx.QueryRow(ctx, fingerprintSQL).Scan(&cat.Fingerprint)
 		})
 	if err != nil {

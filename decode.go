@@ -429,7 +429,8 @@ func (d *decoder) connectReplication(ctx context.Context) (*pgconn.PgConn, error
 	}
 	var set strings.Builder
 	for _, name := range []string{"client_encoding", "DateStyle", "IntervalStyle", "TimeZone", "extra_float_digits",
-		"bytea_output", "xmloption", "lc_monetary", "statement_timeout"} {
+		"bytea_output", "array_nulls", "xmloption", "xmlbinary", "lc_monetary", "quote_all_identifiers",
+		"statement_timeout"} {
 		fmt.Fprintf(&set, "SET %s = '%s'; ", name, commonSettings[name])
 	}
 	// Between two rounds nobody answers the server.

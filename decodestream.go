@@ -473,9 +473,12 @@ func (d *decoder) enter(ctx context.Context) error {
 			for i := range bytes.Count(b.Bytes()[:bytes.IndexByte(b.Bytes(), '\n')], []byte{'\t'}) {
 				fmt.Fprintf(&columns, "key_%d, ", i+1)
 			}
-			if _, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%sheroku_migrator_xid) FROM STDIN`, logName(table), columns.String()), bytes.NewReader(b.Bytes())); err != nil {
+			if _, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(enterPath+`; COPY %s (%sheroku_migrator_xid) FROM STDIN`, logName(table), columns.String()), bytes.NewReader(b.Bytes())); err != nil {
 				return err
 			}
+		}
+		if _, err := tx.Exec(ctx, leavePath); err != nil {
+			return err
 		}
 		for _, t := range s.truncated {
 			if _, err := tx.Exec(ctx, `INSERT INTO heroku_migrator.truncated (relid, xid) VALUES ($1, $2::text::xid8)`, t.relation, strconv.FormatUint(t.xid, 10)); err != nil {

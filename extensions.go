@@ -221,7 +221,7 @@ func (p *PlanetScale) copyExtensionRows(ctx context.Context, tx pgx.Tx, final Fi
 func (p *PlanetScale) replaceExtensionRows(ctx context.Context, tx pgx.Tx, snap Snapshot, todo []ExtensionTable, pairs []*ExtensionTable, failed []error) (culprit int, fatal, err error) {
 	for i, t := range slices.Backward(todo) {
 		if failed[i] == nil && t.Sequence == nil {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s %s`, pairs[i].Ident(), pairs[i].Condition)); err != nil {
+			if _, err := tx.Exec(ctx, inPath(fmt.Sprintf(`DELETE FROM %s %s`, pairs[i].Ident(), pairs[i].Condition))); err != nil {
 				return i, nil, err
 			}
 		}
@@ -284,8 +284,8 @@ func fillExtensionTable(ctx context.Context, tx pgx.Tx, from, to *ExtensionTable
 			names, values = append(names, quoteName(c.name)), append(values, quoteName(c.name)+"::"+c.typ)
 		}
 	}
-	_, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM pg_temp.heroku_migrator_rows`,
-		to.Ident(), strings.Join(names, ", "), strings.Join(values, ", ")))
+	_, err := tx.Exec(ctx, inPath(fmt.Sprintf(`INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM pg_temp.heroku_migrator_rows`,
+		to.Ident(), strings.Join(names, ", "), strings.Join(values, ", "))))
 	if err == nil {
 		_, err = tx.Exec(ctx, `INSERT INTO heroku_migrator.extension_rows (undo) VALUES ($1)`, fmt.Sprintf(`DELETE FROM %s %s`, to.Ident(), to.Condition))
 	}

@@ -21,7 +21,7 @@ const passFence = `SELECT set_config('heroku_migrator.pass', 'on', true)`
 const (
 	fenceClosed = `CREATE OR REPLACE FUNCTION %s.fence() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	IF current_setting('heroku_migrator.pass', true) = 'on' THEN
+	IF pg_catalog.current_setting('heroku_migrator.pass', true) OPERATOR(pg_catalog.=) 'on' THEN
 		RETURN NULL;
 	END IF;
 	RAISE EXCEPTION 'permission denied for table %%: this database has moved', TG_TABLE_NAME

@@ -116,7 +116,7 @@ func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) er
 		}
 	}
 	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
+		if err := preparePath(ctx, tx, change.functions()); err != nil {
 			return err
 		}
 		if _, err := p.silence(ctx, tx); err != nil {
@@ -165,21 +165,23 @@ func (p *PlanetScale) ChangeSchema(ctx context.Context, change *SchemaChange) er
 // take carries out a step. What fails now, for rows that come with the next round, is left to the switch where that can
 // be.
 func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) error {
-	err := savepoint(ctx, tx, func(tx executor) error {
-		_, err := tx.Exec(ctx, step.SQL)
-		return err
-	})
-	if step.Object != nil && step.Object.Type == "TABLE ATTACH" && sqlState(err) == "23514" {
-		err = savepoint(ctx, tx, func(tx executor) error {
-			_, err := tx.Exec(ctx, besideDefault(step))
+	// A step may rewrite a table, and so run what any expression on it reaches.
+	o := SchemaObject{Functions: c.functions()}
+	if step.Object != nil {
+		o.Type = step.Object.Type
+	}
+	try := func(sql string) error {
+		return savepoint(ctx, tx, func(tx executor) error {
+			_, err := tx.Exec(ctx, o.underPath(sql)+";\n"+leavePath)
 			return err
 		})
 	}
+	err := try(step.SQL)
+	if step.Object != nil && step.Object.Type == "TABLE ATTACH" && sqlState(err) == "23514" {
+		err = try(besideDefault(step))
+	}
 	if step.Object != nil && step.Object.Type == "FUNCTION" && sqlState(err) == "42P13" { // it returns something else
-		err = savepoint(ctx, tx, func(tx executor) error {
-			_, err := tx.Exec(ctx, dropping(*step.Object)+";\n"+step.SQL)
-			return err
-		})
+		err = try(dropping(*step.Object) + ";\n" + step.SQL)
 	}
 	if err == nil {
 		return nil
@@ -198,7 +200,7 @@ func (c *SchemaChange) take(ctx context.Context, tx pgx.Tx, step SchemaStep) err
 			return nil
 		}
 	}
-	o := *step.Object
+	o = *step.Object
 	if reason, follows := followsLeftOut(o, err, c.Objects); follows {
 		o.State, o.Error = ObjectLeftOut, reason
 		c.put(o)
@@ -254,6 +256,16 @@ func besideDefault(step SchemaStep) string {
 			'%[1]s'::regclass, columns, columns);
 		DROP TABLE pg_temp.heroku_migrator_like, pg_temp.heroku_migrator_moved;
 	END $room$`, quoteText(leaf), quoteText(root), quoteText(step.SQL), quoteText(bounds))
+}
+
+// functions are those that any object's creation may run.
+func (c *SchemaChange) functions() []string {
+	var list []string
+	for _, o := range c.Objects {
+		list = append(list, o.Functions...)
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 func (c *SchemaChange) put(o SchemaObject) {
@@ -322,6 +334,6 @@ func (c *SchemaChange) record(ctx context.Context, tx pgx.Tx) error {
 	if err := insertObjects(ctx, tx, c.Objects); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET schema = $1`, c.Fingerprint)
+	_, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET schema = $1, search_path = $2`, c.Fingerprint, c.SearchPath)
 	return err
 }

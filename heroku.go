@@ -66,10 +66,8 @@ func OpenHeroku(ctx context.Context, rawURL string, cfg HerokuConfig) (*Heroku, 
 	}
 	at := &address{url: url, renew: cfg.URL}
 	pool, err := openPool(ctx, at, int32(min(cfg.MaxConns, 1000)), map[string]string{
-		"search_path":                         "", // names come out in full
 		"lock_timeout":                        fmt.Sprint(lockTimeout.Milliseconds()),
 		"idle_in_transaction_session_timeout": "3600000", // a round may wait that long for the target
-		"default_transaction_read_only":       "off",
 	})
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
@@ -84,6 +82,9 @@ func (h *Heroku) Close() {
 	h.decoder.close()
 	h.pool.Close()
 }
+
+// directURL is the URL without the pooler, if one can be told.
+func (h *Heroku) directURL() (string, bool) { return h.url.last().IsPlanetScalePooler() }
 
 // Identify implements [Database].
 func (h *Heroku) Identify(ctx context.Context) (Identity, error) {
@@ -119,7 +120,11 @@ func (h *Heroku) Claim(ctx context.Context, claim Claim, create bool) error {
 		case epoch > claim.Epoch:
 			return ErrLostLead
 		}
-		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.migration SET epoch = $1`, claim.Epoch)
+		path, err := searchPath(ctx, tx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE heroku_migrator.migration SET epoch = $1, search_path = $2`, claim.Epoch, path)
 		return err
 	})
 	if err != nil {
@@ -148,6 +153,7 @@ CREATE TABLE heroku_migrator.migration (
 	trimmed  text,
 	slot     text NOT NULL DEFAULT '', -- from which changes are decoded
 	fenced   boolean NOT NULL DEFAULT false,
+	search_path text NOT NULL DEFAULT '', -- of the application
 	way_back text NOT NULL DEFAULT '', way_back_of bigint NOT NULL DEFAULT 0,
 		way_back_on text NOT NULL DEFAULT '' -- position on the target; of which switch; applied on which server
 );
@@ -157,7 +163,7 @@ CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL
 	trimmed boolean NOT NULL DEFAULT false, trimmed_to text, here oid NOT NULL, decoded boolean NOT NULL DEFAULT false,
 	triggers name[]); -- of ours, on it
 CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
-CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);
 	RETURN NULL;

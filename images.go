@@ -40,13 +40,15 @@ func (s *herokuSnapshot) images(ctx context.Context, t *Table, since Position) (
 	if len(others) > 0 {
 		var by strings.Builder
 		for _, r := range others {
-			fmt.Fprintf(&by, ` WHEN %d THEN (SELECT ROW(%s)::text FROM (SELECT l.image::%s AS r OFFSET 0) AS q)`, r.ID,
+			fmt.Fprintf(&by, ` WHEN l.relid OPERATOR(pg_catalog.=) %d::pg_catalog.oid
+				THEN (SELECT ROW(%s)::pg_catalog.text FROM (SELECT l.image::%s AS r OFFSET 0) AS q)`, r.ID,
 				t.copied("(q.r)."), r.Ident())
 		}
-		image = "CASE l.relid" + by.String() + " ELSE l.image END"
+		image = "CASE" + by.String() + " ELSE l.image END"
 	}
-	return fmt.Sprintf(`SELECT i.image, sum(i.sign) FROM (SELECT %s AS image, l.sign FROM %s AS l WHERE %s) AS i GROUP
-		BY i.image HAVING sum(i.sign) <> 0`,
+	return fmt.Sprintf(`
+		SELECT i.image, pg_catalog.sum(i.sign) FROM (SELECT %s AS image, l.sign FROM %s AS l WHERE %s) AS i
+		GROUP BY i.image HAVING pg_catalog.sum(i.sign) OPERATOR(pg_catalog.<>) 0`,
 		image, logName(t.ID), unseen(since, "l.heroku_migrator_xid")), nil
 }
 
@@ -121,12 +123,16 @@ func (e *ImagesError) Error() string {
 func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (int64, error) {
 	t := c.Table
 	if len(c.Truncated) > 0 { // it was emptied here; what is there now comes whole
-		return stream(ctx, defaultBuffer,
+		n, err := stream(ctx, defaultBuffer,
 			func(ctx context.Context, w io.Writer) error {
 				_, err := snap.CopyRows(ctx, t, c.Since, w)
 				return err
 			},
 			func(ctx context.Context, r io.Reader) (int64, error) { return copyInto(ctx, tx.Conn(), t, r) })
+		if err == nil {
+			_, err = tx.Exec(ctx, leavePath)
+		}
+		return n, err
 	}
 	staged := fmt.Sprintf("pg_temp.heroku_migrator_%d", t.ID)
 	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS heroku_migrator_%d (image text COLLATE "C"
@@ -158,10 +164,10 @@ func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (
 	if err != nil {
 		return 0, err
 	}
-	came, err := tx.Exec(ctx, fmt.Sprintf(`
+	came, err := execInPath(ctx, tx, fmt.Sprintf(`
 		INSERT INTO %s %s
-		SELECT %s FROM (SELECT image::%s AS r, n FROM %s WHERE n > 0 OFFSET 0) AS k CROSS JOIN LATERAL
-		generate_series(1, k.n)`,
+		SELECT %s FROM (SELECT image::%s AS r, n FROM %s WHERE n OPERATOR(pg_catalog.>) 0 OFFSET 0) AS k
+		CROSS JOIN LATERAL pg_catalog.generate_series(1, k.n)`,
 		t.Ident(), t.insertList(), t.copied("(k.r)."), rowType, staged))
 	if err != nil {
 		return 0, err
@@ -186,15 +192,17 @@ func deleteImages(ctx context.Context, tx pgx.Tx, t *Table, staged string, going
 			return fmt.Errorf("index the rows' images: %w", err)
 		}
 	}
-	deleted, err := tx.Exec(ctx, fmt.Sprintf(`
+	deleted, err := execInPath(ctx, tx, fmt.Sprintf(`
 		DELETE FROM %[1]s AS d USING (
 			SELECT f.tid, f.rel FROM (
-				SELECT r.ctid AS tid, r.tableoid AS rel, k.n, row_number() OVER (PARTITION BY k.image) AS i
-				FROM (SELECT image, n FROM %[2]s WHERE n < 0) AS k
-				JOIN %[1]s AS r ON hashtextextended(%[3]s, 0) = hashtextextended(k.image, 0) AND %[3]s COLLATE "C" =
-				k.image
-			) AS f WHERE f.i <= -f.n) AS g
-		WHERE d.ctid = g.tid AND d.tableoid = g.rel`, t.Only(), staged, imageOf(t, "r.")))
+				SELECT r.ctid AS tid, r.tableoid AS rel, k.n, pg_catalog.row_number() OVER (PARTITION BY k.image) AS i
+				FROM (SELECT image, n FROM %[2]s WHERE n OPERATOR(pg_catalog.<) 0) AS k
+				JOIN %[1]s AS r ON pg_catalog.hashtextextended(%[3]s, 0)
+						OPERATOR(pg_catalog.=) pg_catalog.hashtextextended(k.image, 0)
+					AND %[3]s COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) k.image
+			) AS f WHERE f.i OPERATOR(pg_catalog.<=) (OPERATOR(pg_catalog.-) f.n)) AS g
+		WHERE d.ctid OPERATOR(pg_catalog.=) g.tid AND d.tableoid OPERATOR(pg_catalog.=) g.rel`,
+		t.Only(), staged, imageOf(t, "r.")))
 	if err != nil {
 		return err
 	}

@@ -132,9 +132,11 @@ var sourceChecks = []check{
 			pg_get_userbyid(s.setrole)) END, c)
 		 FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
 		 WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-		   AND (s.setrole = 0 OR pg_has_role(current_user, s.setrole, 'USAGE')) ORDER BY 1`,
-		"Settings of the database and of its roles are not part of a schema: %s.",
-		"Set those that matter on the target.",
+		   AND (s.setrole = 0 OR pg_has_role(current_user, s.setrole, 'USAGE'))
+		   AND NOT (s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user)) AND (split_part(c, '=', 1) LIKE '%.%'
+			OR lower(split_part(c, '=', 1)) IN ('` + strings.Join(carriedSettings, "', '") + `'))) ORDER BY 1`,
+		"These settings of the database and of its roles are not carried over, as they are made for one server or one role: %s.",
+		"Set those that matter on the target: ALTER DATABASE … SET, ALTER ROLE … SET.",
 	},
 	{
 		"privileges", SeverityInfo,

@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.migration (
 	switched_at timestamptz, completed_at timestamptz,
 	error text NOT NULL DEFAULT '', message text NOT NULL DEFAULT '',
 	position text NOT NULL DEFAULT '', captured text NOT NULL DEFAULT '', report jsonb,
+	search_path text NOT NULL DEFAULT '', -- of the application on the source
 	schema text NOT NULL DEFAULT '', schema_seen text NOT NULL DEFAULT '', -- fingerprints: followed; shown to a person
 	switches bigint NOT NULL DEFAULT 0, attempts bigint NOT NULL DEFAULT 0, verification jsonb, trimmed text,
 		slot text NOT NULL DEFAULT '', revert_report jsonb);
@@ -71,7 +72,7 @@ CREATE TABLE IF NOT EXISTS heroku_migrator.objects (
 	table_id bigint NOT NULL, sql text NOT NULL, undo text NOT NULL, state text NOT NULL,
 		error text NOT NULL DEFAULT '',
 	parent jsonb NOT NULL DEFAULT '{}', drop_sql text NOT NULL DEFAULT '', needs int[] NOT NULL DEFAULT '{}',
-	class bigint NOT NULL DEFAULT 0, oid bigint NOT NULL DEFAULT 0);
+	class bigint NOT NULL DEFAULT 0, oid bigint NOT NULL DEFAULT 0, functions text[] NOT NULL DEFAULT '{}');
 CREATE TABLE IF NOT EXISTS heroku_migrator.commands (
 	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, name text NOT NULL, force boolean NOT NULL,
 	state text NOT NULL DEFAULT 'pending', posted_at timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -39,7 +39,7 @@ func (j *Journal) addSchema(ctx context.Context, cat *Catalog, objects []SchemaO
 		if err := insertTables(ctx, tx, cat.Tables); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET schema = $1`, cat.Fingerprint); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE heroku_migrator.migration SET schema = $1, search_path = $2`, cat.Fingerprint, cat.SearchPath); err != nil {
 			return err
 		}
 		return insertObjects(ctx, tx, objects)
@@ -158,7 +158,7 @@ func insertObjects(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error
 	_, err := tx.CopyFrom(ctx, pgx.Identifier{SchemaName, "objects"},
 		[]string{
 			"id", "stage", "type", "schema", "name", "table_id", "sql", "undo", "state", "error",
-			"parent", "drop_sql", "needs", "class", "oid",
+			"parent", "drop_sql", "needs", "class", "oid", "functions",
 		},
 		pgx.CopyFromSlice(len(objects), func(i int) ([]any, error) {
 			o := objects[i]
@@ -166,7 +166,7 @@ func insertObjects(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error
 			return []any{
 				o.ID, string(o.Stage), o.Type, o.Schema, o.Name, int64(o.Table), o.SQL, o.Undo, string(o.State),
 				o.Error,
-				o.Parent, o.Drop, needs, int64(o.Class), int64(o.OID),
+				o.Parent, o.Drop, needs, int64(o.Class), int64(o.OID), append([]string{}, o.Functions...),
 			}, nil
 		}))
 	return err
@@ -180,14 +180,15 @@ func jsonText(v any) (string, error) {
 // Objects reads the schema, in the order of creation.
 func (j *Journal) Objects(ctx context.Context) ([]SchemaObject, error) {
 	rows, err := j.pool.Query(ctx, `
-		SELECT id, stage, type, schema, name, table_id, sql, undo, state, error, parent, drop_sql, needs, class, oid
+		SELECT id, stage, type, schema, name, table_id, sql, undo, state, error, parent, drop_sql, needs, class, oid,
+			functions
 		FROM heroku_migrator.objects ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("journal: read objects: %w", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o SchemaObject, err error) {
 		err = row.Scan(&o.ID, &o.Stage, &o.Type, &o.Schema, &o.Name, &o.Table, &o.SQL, &o.Undo, &o.State, &o.Error,
-			&o.Parent, &o.Drop, &o.Needs, &o.Class, &o.OID)
+			&o.Parent, &o.Drop, &o.Needs, &o.Class, &o.OID, &o.Functions)
 		return o, err
 	})
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 func (t *Table) Keyless() bool { return len(t.Key) == 0 }
 
 // imageSettings make the text of a row the same whoever writes it, and on both sides.
-const imageSettings = `SET search_path = '' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'postgres' SET TimeZone =
-	'UTC'
+const imageSettings = `SET search_path = pg_catalog, pg_temp
+	SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC'
 	SET extra_float_digits = '3' SET bytea_output = 'hex' SET lc_monetary = 'C'`
 
 // captureImages writes a function that logs images. No text is longer than 1 GB, and the image of a wide row can be:
@@ -99,8 +99,8 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 
 // copyKeylessTable reads all rows at the snapshot: a chunk's, or those of a table that is sent whole.
 func (s *herokuSnapshot) copyKeylessTable(ctx context.Context, t *Table, w io.Writer) (int64, error) {
-	return copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM %s AS t) TO STDOUT (FORMAT %s)`,
-		t.sent("t.", s.guarded), t.Only(), t.Format()), w)
+	return copyTo(ctx, s.conn.Conn(), inPath(fmt.Sprintf(`COPY (SELECT %s FROM %s AS t) TO STDOUT (FORMAT %s)`,
+		t.sent("t.", s.guarded), t.Only(), t.Format())), w)
 }
 
 // copyKeylessChunk is the whole table in one chunk, whose snapshot is the position from which on its log counts. The

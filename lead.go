@@ -46,6 +46,11 @@ func (j *Journal) TryLead(ctx context.Context, create bool) (*Lead, error) {
 	if err == nil {
 		conn, err = pgx.ConnectConfig(ctx, pool.ConnConfig)
 	}
+	if err == nil && pool.AfterConnect != nil {
+		if err = pool.AfterConnect(ctx, conn); err != nil {
+			_ = conn.Close(context.WithoutCancel(ctx))
+		}
+	}
 	if err != nil {
 		j.held.Store(false)
 		return nil, fmt.Errorf("take the lead: %w", err)
@@ -63,7 +68,7 @@ func (j *Journal) TryLead(ctx context.Context, create bool) (*Lead, error) {
 
 func (j *Journal) tryLead(ctx context.Context, conn *pgx.Conn, create bool) (*Lead, error) {
 	// A leader cut off from the network loses its lock when its keepalives fail.
-	if err := applySettings(ctx, conn, map[string]string{"idle_in_transaction_session_timeout": "60000"}); err != nil {
+	if _, err := conn.Exec(ctx, `SET idle_in_transaction_session_timeout = '60s'`); err != nil {
 		return nil, err
 	}
 	var got bool

@@ -71,12 +71,10 @@ func OpenPlanetScale(ctx context.Context, rawURL string, cfg PlanetScaleConfig) 
 	if cfg.BufferBytes <= 0 {
 		cfg.BufferBytes = defaultBuffer
 	}
-	// No search_path: functions in constraints and generated columns see the one that they see in production.
 	at := &address{url: url, renew: cfg.URL}
 	pool, err := openPool(ctx, at, int32(min(cfg.MaxConns, 1000)), map[string]string{
 		"lock_timeout":                        "0",
 		"idle_in_transaction_session_timeout": "0",
-		"default_transaction_read_only":       "off",
 		"check_function_bodies":               "off",
 		"heroku_migrator.pass":                "on", // through the fence that a revert leaves up
 	})
@@ -98,6 +96,9 @@ func (p *PlanetScale) Close() {
 
 // Journal implements [Target].
 func (p *PlanetScale) Journal() *Journal { return p.journal }
+
+// directURL is the URL without the pooler, if one can be told.
+func (p *PlanetScale) directURL() (string, bool) { return p.url.last().IsPlanetScalePooler() }
 
 // Identify implements [Target].
 func (p *PlanetScale) Identify(ctx context.Context) (Identity, error) {
@@ -153,14 +154,18 @@ func create(ctx context.Context, tx pgx.Tx, objects []SchemaObject) error {
 	// What a dump expects: names are written in full. All of it is one script, and so one round trip.
 	// It begins with a name, by which the progress of a build is told from others.
 	name := strings.ReplaceAll(objects[0].String(), "*/", "* /")
-	script := []string{`/* ` + strings.ReplaceAll(name, "/*", "/ *") + ` */ SELECT set_config('search_path', '', true),
-		` + buildSettings}
+	script := []string{`/* ` + strings.ReplaceAll(name, "/*", "/ *") + ` */ SELECT ` + buildSettings}
 	ids := make([]string, len(objects))
+	var functions []string
 	for i, o := range objects {
 		ids[i] = strconv.Itoa(o.ID)
-		script = append(script, o.SQL)
+		script = append(script, o.underPath(o.SQL))
+		functions = append(functions, o.Functions...)
 	}
-	script = append(script, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id IN
+	if err := preparePath(ctx, tx, functions); err != nil {
+		return err
+	}
+	script = append(script, leavePath, `UPDATE heroku_migrator.objects SET state = 'done', error = '' WHERE id IN
 		(`+strings.Join(ids, ", ")+`)`)
 	_, err := tx.Exec(ctx, strings.Join(script, "\n;\n"))
 	if err != nil && len(objects) == 1 {
@@ -221,6 +226,7 @@ func (p *PlanetScale) CopyChunk(ctx context.Context, read ReadChunk) (chunk *Chu
 		return chunk, errors.Join(refusedRows(table, chunk, err), rollback(ctx, conn))
 	}
 	var last pgx.Batch
+	last.Queue(leavePath)
 	if chunk != nil {
 		last.Queue(`
 			UPDATE heroku_migrator.chunks SET done = true, rows = $3, stream_bytes = $4, began_at = now(), done_at =
@@ -257,10 +263,10 @@ func claimChunk(ctx context.Context, conn *pgx.Conn, silent bool) (*Chunk, *Tabl
 	return chunk, table, errors.Join(json.Unmarshal(spec, chunk), json.Unmarshal(tableSpec, table))
 }
 
-// copyInto streams rows into a table, whose partitions sort themselves out.
+// copyInto streams rows into a table, whose partitions sort themselves out. The transaction is left in the application's path.
 func copyInto(ctx context.Context, conn *pgx.Conn, t *Table, r io.Reader) (int64, error) {
-	n, err := copyFrom(ctx, conn, fmt.Sprintf(`COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(), t.copiedList(),
-		t.Format()), r)
+	n, err := copyFrom(ctx, conn, enterPath+fmt.Sprintf(`; COPY %s %s FROM STDIN (FORMAT %s)`, t.Ident(),
+		t.copiedList(), t.Format()), r)
 	if err != nil {
 		return n, fmt.Errorf("write %s: %w", t, err)
 	}
@@ -436,7 +442,21 @@ func (p *PlanetScale) Restart(ctx context.Context, t *Table, after int, chunks [
 
 // Analyze implements [Target].
 func (p *PlanetScale) Analyze(ctx context.Context, t *Table) error {
-	if _, err := p.pool.Exec(ctx, `ANALYZE `+t.Ident()); err != nil {
+	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT DISTINCT f FROM heroku_migrator.objects CROSS JOIN LATERAL unnest(functions) AS f WHERE table_id = $1`, int64(t.ID))
+		if err != nil {
+			return err
+		}
+		functions, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err == nil {
+			err = preparePath(ctx, tx, functions)
+		}
+		if err == nil {
+			_, err = tx.Exec(ctx, SchemaObject{Functions: functions}.underPath(`ANALYZE `+t.Ident()))
+		}
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("analyze %s: %w", t, err)
 	}
 	return nil
@@ -445,11 +465,10 @@ func (p *PlanetScale) Analyze(ctx context.Context, t *Table) error {
 // Digest implements [Target].
 func (p *PlanetScale) Digest(ctx context.Context, t *Table) (d Digest, err error) {
 	err = pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT set_config('search_path', '', true)`); err != nil {
+		return withinPath(ctx, tx, func() (err error) {
+			d, err = digest(ctx, tx, t)
 			return err
-		}
-		d, err = digest(ctx, tx, t)
-		return err
+		})
 	})
 	return d, err
 }

@@ -54,10 +54,10 @@ func (t *Table) isGone(ctx context.Context, q querier) bool {
 	return q.QueryRow(ctx, `SELECT to_regclass($1) IS NULL`, t.Ident()).Scan(&gone) == nil && gone
 }
 
-// explain plans the queries and executes none. Each round trip is a transaction, so that locks are held for a moment.
+// explain plans the queries and executes none, with names as the application's. Each round trip is a transaction, so that locks are held for a moment.
 func explain(ctx context.Context, conn *pgx.Conn, queries []string) error {
 	for some := range slices.Chunk(queries, plansAtOnce) {
-		if _, err := conn.Exec(ctx, "EXPLAIN (COSTS OFF) "+strings.Join(some, ";\nEXPLAIN (COSTS OFF) ")); err != nil {
+		if _, err := conn.Exec(ctx, ownPath+";\nEXPLAIN (COSTS OFF) "+strings.Join(some, ";\nEXPLAIN (COSTS OFF) ")); err != nil {
 			return err
 		}
 	}
@@ -90,7 +90,7 @@ func (h *Heroku) readsOf(ctx context.Context, q querier, tables []*Table) (queri
 			log := fmt.Sprintf(`(SELECT %s FROM %s LIMIT 0)`, t.keyList(""), relation)
 			queries = append(queries,
 				fmt.Sprintf(`SELECT %s FROM %s AS t
-					WHERE NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s) AND t.ctid >= '(0,1)'::tid`, columns, relation,
+					WHERE NOT EXISTS (SELECT 1 FROM %s AS l WHERE %s) AND t.ctid OPERATOR(pg_catalog.>=) '(0,1)'::pg_catalog.tid`, columns, relation,
 					log, matchKey(t, ops, "l.", "t.")),
 				fmt.Sprintf(`SELECT %s FROM (SELECT DISTINCT %s FROM %s AS l) AS k
 					CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r`,

@@ -120,6 +120,19 @@ func inspect(ctx context.Context, side string, db Database) (Identity, []Finding
 		id, err = db.Identify(ctx)
 		return err
 	})
+	if errors.Is(err, ErrPooler) {
+		f := Finding{
+			Check: side + "_pooler", Severity: SeverityBlocker,
+			Message: fmt.Sprintf("The %s cannot be migrated through its URL: %v.", side, err),
+			Remedy:  "On Heroku, that is DATABASE_URL, not DATABASE_CONNECTION_POOL_URL; on PlanetScale, port 5432, not 6432.",
+		}
+		if known, ok := db.(interface{ directURL() (string, bool) }); ok {
+			if direct, ok := known.directURL(); ok {
+				f.Remedy = "Use the direct port: " + direct
+			}
+		}
+		return Identity{}, []Finding{f}
+	}
 	if err != nil {
 		return Identity{}, []Finding{{
 			Check: side + "_connection", Severity: SeverityBlocker,

@@ -13,7 +13,7 @@ import (
 // notRehearsed are checks that make a rehearsal meaningless where they stop the migration.
 var notRehearsed = []string{
 	"same_database", "target_empty", "target_primary", "target_create", "target_port", "target_connection", "target",
-	"pg_dump", "source_locks", "target_locks",
+	"pg_dump", "source_locks", "target_locks", "source_pooler", "target_pooler",
 	"source_version", "source_primary", "source_connection", "source", "readable", "versions", "encoding", "leftovers",
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/heroku-migrator/migrator/internal/rehearse"
@@ -75,8 +76,12 @@ func rehearsed(objects []SchemaObject) (list, absent []rehearse.Object) {
 }
 
 func (o SchemaObject) asRehearsed() rehearse.Object {
-	return rehearse.Object{ID: o.ID, Type: o.Type, Schema: o.Schema, Name: o.Name, SQL: o.SQL,
+	r := rehearse.Object{ID: o.ID, Type: o.Type, Schema: o.Schema, Name: o.Name, SQL: o.SQL,
 		Probe: o.Type == typeViewData}
+	if len(o.Functions) > 0 || o.Type == "FK CONSTRAINT" {
+		r.Script = o.underPath(o.SQL)
+	}
+	return r
 }
 
 // Rehearse implements [Target].
@@ -94,9 +99,13 @@ func (p *PlanetScale) Rehearse(ctx context.Context, objects []SchemaObject) (*Re
 		for _, o := range objects {
 			byID[o.ID] = o
 		}
+		setup, err := rehearsalSetup(ctx, conn.Conn(), objects)
+		if err != nil {
+			return err
+		}
 		seen := map[int]bool{}
 		for _, portion := range portions {
-			failures, err := rehearse.Run(ctx, conn.Conn(), rehearsalSetup, portion, absent)
+			failures, err := rehearse.Run(ctx, conn.Conn(), setup, portion, absent)
 			if errors.Is(err, rehearse.ErrRoom) { // others have taken it
 				found.Left += len(portion)
 				continue
@@ -127,8 +136,26 @@ func (p *PlanetScale) Rehearse(ctx context.Context, objects []SchemaObject) (*Re
 	return found, nil
 }
 
-// rehearsalSetup is what [create] sets. A lock that another session holds is waited for shortly.
-const rehearsalSetup = `SELECT set_config('search_path', '', true), set_config('lock_timeout', '5s', true)`
+// rehearsalSetup is what [create] sets. A lock that another session holds is waited for shortly. Before there is a
+// journal, the application's path comes with the objects.
+func rehearsalSetup(ctx context.Context, conn *pgx.Conn, objects []SchemaObject) (string, error) {
+	path := ""
+	if len(objects) > 0 {
+		path = objects[0].path
+	}
+	if path == "" {
+		var recorded bool
+		err := conn.QueryRow(ctx, `SELECT to_regclass('heroku_migrator.migration') IS NOT NULL`).Scan(&recorded)
+		if err == nil && recorded {
+			err = conn.QueryRow(ctx, `SELECT search_path FROM heroku_migrator.migration`).Scan(&path)
+		}
+		if err != nil {
+			return "", fmt.Errorf("search path: %w", err)
+		}
+	}
+	return `SELECT set_config('search_path', '', true), set_config('lock_timeout', '5s', true),
+		set_config('heroku_migrator.search_path', ` + quoteLiteral(path) + `, true)`, nil
+}
 
 // lockRoomSQL is half of what is free in the server's lock table.
 const lockRoomSQL = `

@@ -61,6 +61,11 @@ type SchemaObject struct {
 	Needs  []int  // IDs of objects that are created before it because it depends on them
 	// Class and OID are its row in the source's catalog; zero if it has none of its own.
 	Class, OID uint32
+
+	// Functions may be run when it is created, and resolve names by the session's search_path; see restrictedpath.go.
+	Functions []string
+
+	path string // the application's search_path, where the source has just said it
 }
 
 func (o SchemaObject) String() string {
@@ -168,6 +173,23 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	if err := noteLabels(ctx, tx, objects); err != nil {
 		return nil, err
 	}
+	reached, err := pathFunctions(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	path, err := searchPath(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	reached.note(objects)
+	settings, err := databaseSettings(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range settings {
+		o.ID = len(objects) + 1
+		objects = append(objects, o)
+	}
 	views, err := viewOrder(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -178,9 +200,12 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 		}
 		objects = append(objects, SchemaObject{
 			ID: len(objects) + 1, Stage: StageFinish, Type: typeViewData, Schema: v.Schema, Name: v.Name,
-			State: ObjectPending,
-			SQL:   v.fill(),
+			State: ObjectPending, Functions: reached.of(v.Schema, v.Name),
+			SQL: v.fill(),
 		})
+	}
+	for i := range objects {
+		objects[i].path = path
 	}
 	return objects, nil
 }
@@ -414,7 +439,7 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch, all [
 // optional tells whether the migration can do without an object that could not be created.
 func (o SchemaObject) optional() bool {
 	switch o.Type {
-	case typeViewData, "COMMENT", "PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA", "EVENT TRIGGER",
+	case typeViewData, typeSetting, "COMMENT", "PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA", "EVENT TRIGGER",
 		"SERVER", "USER MAPPING", "FOREIGN TABLE", "FOREIGN DATA WRAPPER":
 		return true
 	case "EXTENSION":

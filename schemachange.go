@@ -70,7 +70,11 @@ const fingerprintSQL = `
 		 WHERE NOT g.tgisinternal AND g.tgname NOT LIKE 'heroku\_migrator\_%'),
 		(SELECT sum(hashtextextended(concat_ws(' ', o.oid, o.xmin), 0)) FROM pg_policy o JOIN r ON r.oid = o.polrelid),
 		(SELECT sum(hashtextextended(concat_ws(' ', k.oid, k.conname, k.convalidated), 0)) FROM pg_constraint k WHERE
-			k.contypid >= 16384))`
+			k.contypid >= 16384),
+		(SELECT sum(hashtextextended(concat_ws(' ', s.setdatabase, s.setrole, s.setconfig), 0))
+		 FROM pg_db_role_setting s
+		 WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+		   AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user))))`
 
 // fingerprintRest is between the two parts.
 const fingerprintRest = " | "
@@ -153,6 +157,8 @@ type SchemaChange struct {
 	Objects []SchemaObject // all that there are now
 	// Fingerprint is the schema's, that is followed with this.
 	Fingerprint string
+	// SearchPath is the application's, as [Catalog] has it.
+	SearchPath string
 }
 
 // SchemaStep is a statement. If Object is set, it may fail, which is recorded.
@@ -243,7 +249,7 @@ func planFrom(ctx context.Context, src Source, dst Target, state *State, cat *Ca
 		return nil, err
 	}
 	p := &schemaPlan{}
-	p.Fingerprint = fingerprint
+	p.Fingerprint, p.SearchPath = fingerprint, cat.SearchPath
 	early := state.Phase != PhaseReplicating && state.Resume != PhaseReplicating
 	d := newSchemaDiff(p, before, early)
 	d.types(before, now)
@@ -253,6 +259,11 @@ func planFrom(ctx context.Context, src Source, dst Target, state *State, cat *Ca
 	p.Steps = nil
 	last := d.objects(before, now, silent)
 	p.Steps = slices.Concat(p.Steps, columns, last)
+	for i, o := range p.Objects {
+		if o.Type == typeCheck { // ours: it looks at the rows at the switch
+			p.Objects[i].Functions = p.functions()
+		}
+	}
 	if len(d.relabeled) > 0 {
 		d.sendRelabeled(tables, cat.Tables)
 	}

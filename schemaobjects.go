@@ -340,6 +340,8 @@ func dropping(o SchemaObject) string {
 	case "FUNCTION", "PROCEDURE":
 		drop := strings.Replace(strings.TrimRight(o.Drop, "; \n"), "DROP "+o.Type+" ", "DROP "+o.Type+" IF EXISTS ", 1)
 		return fmt.Sprintf(`DO $do$ BEGIN %s; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $do$`, drop)
+	case typeSetting:
+		return unset(o.Name)
 	case "ROW SECURITY":
 		return fmt.Sprintf(`ALTER TABLE IF EXISTS %s DISABLE ROW LEVEL SECURITY`, ident)
 	case "POLICY":

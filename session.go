@@ -14,28 +14,42 @@ import (
 	"github.com/heroku-migrator/migrator/internal/pgurl"
 )
 
-// Settings of every session, on both sides. Those that concern text make sure that what one server
-// prints is what the other reads; time-outs that a role or a database may carry are replaced by ours.
+// Settings of every session, on both sides. Those that concern text make sure that what one server prints is what the other reads;
+// others, that a statement means what it says; time-outs that a role or a database may carry are replaced by ours.
 var commonSettings = map[string]string{
-	"client_encoding":                "UTF8",
-	"DateStyle":                      "ISO, YMD",
-	"IntervalStyle":                  "postgres",
-	"TimeZone":                       "UTC",
-	"extra_float_digits":             "3",
-	"bytea_output":                   "hex",
-	"xmloption":                      "content",
-	"lc_monetary":                    "C",
-	"standard_conforming_strings":    "on",
-	"default_transaction_isolation":  "read committed",
-	"default_transaction_deferrable": "off",
-	"row_security":                   "off", // an error, rather than rows that are silently left out
-	"statement_timeout":              "0",
-	"transaction_timeout":            "0",
-	"idle_session_timeout":           "0",
-	"client_min_messages":            "warning",
-	"tcp_keepalives_idle":            "15",
-	"tcp_keepalives_interval":        "5",
-	"tcp_keepalives_count":           "3",
+	"client_encoding":             "UTF8",
+	"DateStyle":                   "ISO, YMD",
+	"IntervalStyle":               "postgres",
+	"TimeZone":                    "UTC",
+	"timezone_abbreviations":      "Default",
+	"extra_float_digits":          "3",
+	"bytea_output":                "hex",
+	"array_nulls":                 "on",
+	"xmloption":                   "content",
+	"xmlbinary":                   "base64",
+	"lc_monetary":                 "C",
+	"standard_conforming_strings": "on",
+	"backslash_quote":             "safe_encoding",
+	"escape_string_warning":       "off",
+	"transform_null_equals":       "off",
+	"quote_all_identifiers":       "off",
+	"gin_fuzzy_search_limit":      "0", // an index would leave rows out
+	"search_path":                 safePath,
+
+	"default_transaction_isolation":    "read committed",
+	"default_transaction_deferrable":   "off",
+	"default_transaction_read_only":    "off",
+	"row_security":                     "off", // an error, rather than rows that are silently left out
+	"restrict_nonsystem_relation_kind": "",
+	"exit_on_error":                    "off", // the session's end would be the attempt's
+	"statement_timeout":                "0",
+	"transaction_timeout":              "0",
+	"idle_session_timeout":             "0",
+	"client_min_messages":              "warning",
+
+	"tcp_keepalives_idle":     "15",
+	"tcp_keepalives_interval": "5",
+	"tcp_keepalives_count":    "3",
 }
 
 // lockTimeout is how long a statement of ours waits for any one lock on the source (I7). Attempts that
@@ -64,7 +78,7 @@ func openPool(ctx context.Context, at *address, conns int32, settings map[string
 	cfg.MaxConnIdleTime = time.Minute
 	cfg.BeforeConnect = at.refresh
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
-		return applySettings(ctx, c, settings)
+		return prepareSession(ctx, at, c, settings)
 	}
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
@@ -74,6 +88,7 @@ type address struct {
 	renew func(context.Context) (string, error)
 	mu    sync.Mutex
 	url   *pgurl.URL
+	sound soundAddresses
 }
 
 func (a *address) last() *pgurl.URL {
@@ -116,23 +131,6 @@ func (a *address) refresh(ctx context.Context, c *pgx.ConnConfig) error {
 	}
 	c.Host, c.Port, c.Database, c.User, c.Password = now.Host, now.Port, now.Database, now.User, now.Password
 	c.TLSConfig, c.Fallbacks, c.DialFunc, c.LookupFunc = now.TLSConfig, now.Fallbacks, now.DialFunc, now.LookupFunc
-	return nil
-}
-
-func applySettings(ctx context.Context, c *pgx.Conn, settings map[string]string) error {
-	names, values := make([]string, 0, 24), make([]string, 0, 24)
-	for _, m := range []map[string]string{commonSettings, settings} {
-		for name, value := range m {
-			names, values = append(names, name), append(values, value)
-		}
-	}
-	_, err := c.Exec(ctx, `
-		SELECT set_config(v.name, v.value, false)
-		FROM unnest($1::text[], $2::text[]) AS v(name, value)
-		WHERE current_setting(v.name, true) IS NOT NULL OR v.name LIKE 'heroku\_migrator.%'`, names, values)
-	if err != nil {
-		return fmt.Errorf("session settings: %w", err)
-	}
 	return nil
 }
 

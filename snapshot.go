@@ -169,9 +169,10 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		SELECT EXISTS (SELECT 1 FROM %[4]s AS l), coalesce((SELECT trimmed FROM heroku_migrator.captured WHERE relid =
 		%[5]d), false);
 		%[6]s;
+		%[8]s;
 		SELECT to_regclass(%[7]s)::oid = %[3]d;
 		SET LOCAL enable_nestloop = off`, // the log has no statistics: never look it up row by row
-		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, s.log(t), t.ID, columnsNow(t), quoteLiteral(c.Leaf.Ident()))))
+		c.Leaf.Ident(), c.Filenode, c.Leaf.ID, s.log(t), t.ID, enterPath+";"+columnsNow(t), quoteLiteral(c.Leaf.Ident()), leavePath)))
 	if err != nil {
 		return fail(err)
 	}
@@ -179,7 +180,7 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 		rows := results[result].Rows
 		return len(rows) == 1 && string(rows[0][column]) == "t"
 	}
-	if !isTrue(4, 0) || !asKnown(t, results[3]) {
+	if !isTrue(6, 0) || !asKnown(t, results[4]) {
 		return fail(ErrSchemaChanged)
 	}
 	if !isTrue(1, 0) {
@@ -194,14 +195,14 @@ func (s *herokuSnapshot) CopyChunk(ctx context.Context, t *Table, c *Chunk, w io
 			"l.", "t.")))
 	}
 	if c.From > 0 {
-		where = append(where, fmt.Sprintf(`t.ctid >= '(%d,0)'::tid`, c.From))
+		where = append(where, fmt.Sprintf(`t.ctid OPERATOR(pg_catalog.>=) '(%d,0)'::pg_catalog.tid`, c.From))
 	}
 	if c.To >= 0 {
-		where = append(where, fmt.Sprintf(`t.ctid < '(%d,0)'::tid`, c.To))
+		where = append(where, fmt.Sprintf(`t.ctid OPERATOR(pg_catalog.<) '(%d,0)'::pg_catalog.tid`, c.To))
 	}
-	rows, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT
-		%s)`,
-		t.sent("t.", s.guarded), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format()), w)
+	rows, err := copyTo(ctx, s.conn.Conn(), inPath(fmt.Sprintf(`
+		COPY (SELECT %s FROM ONLY %s AS t WHERE %s) TO STDOUT (FORMAT %s)`,
+		t.sent("t.", s.guarded), c.Leaf.Ident(), strings.Join(where, " AND "), t.Format())), w)
 	if err == nil {
 		err = s.durable(ctx)
 	}
@@ -405,12 +406,12 @@ func (s *herokuSnapshot) known(ctx context.Context, tables ...*Table) error {
 	for i, t := range tables {
 		looks[i] = columnsNow(t)
 	}
-	results, err := readAll(s.conn.Conn().PgConn().Exec(ctx, strings.Join(looks, "; ")))
+	results, err := readAll(s.conn.Conn().PgConn().Exec(ctx, inPath(strings.Join(looks, "; "))))
 	if err != nil {
 		return err
 	}
 	for i, t := range tables {
-		if !asKnown(t, results[i]) {
+		if !asKnown(t, results[i+1]) {
 			return fmt.Errorf("%s: %w", t, ErrSchemaChanged)
 		}
 	}
@@ -452,8 +453,9 @@ func unseen(since Position, xid string) string {
 		return "true"
 	}
 	// The comparison is cheap, and passes over most of a long log.
-	return fmt.Sprintf("(%[1]s >= '%[3]s'::xid8 AND NOT pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_snapshot))", xid,
-		since.Snapshot, since.xmin())
+	return fmt.Sprintf("(%[1]s OPERATOR(pg_catalog.>=) '%[3]s'::pg_catalog.xid8 "+
+		"AND NOT pg_catalog.pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_catalog.pg_snapshot))",
+		xid, since.Snapshot, since.xmin())
 }
 
 // changedKeys is the query for the keys that changed since the position.
@@ -474,7 +476,7 @@ func (s *herokuSnapshot) CopyKeys(ctx context.Context, t *Table, since Position,
 			query = t.guardImages(query)
 		}
 	}
-	n, err := copyTo(ctx, s.conn.Conn(), `COPY (`+query+`) TO STDOUT`, w)
+	n, err := copyTo(ctx, s.conn.Conn(), inPath(`COPY (`+query+`) TO STDOUT`), w) // an image may be of a domain
 	if err != nil {
 		return n, fmt.Errorf("read changed keys of %s: %w", t, err)
 	}
@@ -491,10 +493,10 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 	if err != nil {
 		return 0, err
 	}
-	n, err := copyTo(ctx, s.conn.Conn(), fmt.Sprintf(`
+	n, err := copyTo(ctx, s.conn.Conn(), inPath(fmt.Sprintf(`
 		COPY (SELECT %s FROM (%s) AS k CROSS JOIN LATERAL (SELECT t.* FROM %s AS t WHERE %s OFFSET 0) AS r) TO STDOUT
 		(FORMAT %s)`,
-		t.sent("r.", s.guarded), s.changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format()), w)
+		t.sent("r.", s.guarded), s.changedKeys(t, since), t.Only(), matchKey(t, ops, "t.", "k."), t.Format())), w)
 	if err != nil {
 		s.ops.forget()
 		return n, fmt.Errorf("read changed rows of %s: %w", t, err)
@@ -505,6 +507,10 @@ func (s *herokuSnapshot) CopyRows(ctx context.Context, t *Table, since Position,
 // Digest implements [Snapshot].
 func (s *herokuSnapshot) Digest(ctx context.Context, t *Table) (Digest, error) {
 	s.locks.does("compare " + t.String())
-	d, err := digest(ctx, s.conn, t)
+	var d Digest
+	err := withinPath(ctx, s.conn, func() (err error) {
+		d, err = digest(ctx, s.conn, t)
+		return err
+	})
 	return d, s.locks.failed(err)
 }

@@ -23,7 +23,8 @@ func lateName(id uint32) string { return fmt.Sprintf("pg_temp.heroku_migrator_la
 
 // sees is the condition that a transaction is visible here.
 func (s *herokuSnapshot) sees(xid string) string {
-	return fmt.Sprintf("(%[1]s < '%[3]s'::xid8 OR pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_snapshot))", xid, s.pos.Snapshot, s.pos.xmin())
+	return fmt.Sprintf("(%[1]s OPERATOR(pg_catalog.<) '%[3]s'::pg_catalog.xid8 OR pg_catalog.pg_visible_in_snapshot(%[1]s, '%[2]s'::pg_catalog.pg_snapshot))",
+		xid, s.pos.Snapshot, s.pos.xmin())
 }
 
 // log is a table's log for FROM, as it has to be read here.
@@ -115,7 +116,10 @@ func (s *herokuSnapshot) stageLate(ctx context.Context, t *Table) error {
 			return err
 		},
 		func(ctx context.Context, r io.Reader) (int64, error) {
-			return copyFrom(ctx, s.conn.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, lateName(t.ID), columns), r)
+			return copyFrom(ctx, s.conn.Conn(), enterPath+fmt.Sprintf(`; COPY %s (%s) FROM STDIN`, lateName(t.ID), columns), r)
 		})
+	if err == nil {
+		_, err = s.conn.Exec(ctx, leavePath)
+	}
 	return err
 }

@@ -278,6 +278,8 @@ type Catalog struct {
 	Sequences []Relation
 	// Fingerprint is another one when the schema is.
 	Fingerprint string
+	// SearchPath is where a session of the application finds names that have no schema.
+	SearchPath string
 }
 
 // Relation names a relation.

@@ -43,7 +43,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	}
 	c.log = t.createLog()
 	c.functions = fmt.Sprintf(`
-		CREATE OR REPLACE FUNCTION %s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+		CREATE OR REPLACE FUNCTION %s_old() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
 		BEGIN
 			INSERT INTO %s %s;
 			RETURN NULL;
@@ -54,7 +54,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 	keyChanged := "(" + matchKey(t, ops, "OLD.", "NEW.") + ") IS NOT TRUE" // a key may be NULL within a transaction
 	if t.Kind == KindOrdinary {
 		c.functions += fmt.Sprintf(`
-			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
 			%s
 			$capture$;`, fn, t.logStatement(keys, rows))
 		for _, e := range []struct{ name, event, rows string }{
@@ -67,7 +67,7 @@ func buildCapture(t *Table, ops []keyOperator, always bool) captureSQL {
 		// Row-level: Postgres clones these to every partition, present and future, and a statement on
 		// an inheritance parent fires those of the children whose rows it changes.
 		c.functions += fmt.Sprintf(`
-			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $capture$
+			CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
 			BEGIN
 				INSERT INTO %s VALUES (%s);
 				RETURN NULL;
@@ -239,15 +239,15 @@ func (t *Table) logRows() string {
 	if !t.logsArrays() {
 		return t.logEntries(logName(t.ID))
 	}
-	var names, columns, values []string
+	var names, arrays, values []string
 	for i := range t.Key {
 		names = append(names, fmt.Sprintf("v%d", i+1))
-		columns = append(columns, fmt.Sprintf("keys_%d", i+1))
+		arrays = append(arrays, fmt.Sprintf("pg_catalog.unnest(keys_%d)", i+1))
 		values = append(values, fmt.Sprintf("v%d, ", i+1))
 	}
 	return t.logEntries(logName(t.ID)) + fmt.Sprintf(" WHERE keys_1 IS NULL UNION ALL SELECT %sheroku_migrator_xid "+
-		"FROM %s CROSS JOIN LATERAL unnest(%s) AS u(%s) WHERE keys_1 IS NOT NULL",
-		strings.Join(values, ""), logName(t.ID), strings.Join(columns, ", "), strings.Join(names, ", "))
+		"FROM %s CROSS JOIN LATERAL ROWS FROM (%s) AS u(%s) WHERE keys_1 IS NOT NULL",
+		strings.Join(values, ""), logName(t.ID), strings.Join(arrays, ", "), strings.Join(names, ", "))
 }
 
 // logEntries is logRows of a log without arrays.
@@ -501,12 +501,15 @@ func touch(ctx context.Context, change beginner, t *Table, keys io.Reader, all b
 			return nil
 		}
 		if all {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID),
-				t.logColumns(), t.keyList(""), t.Only())); err != nil {
+			if _, err := tx.Exec(ctx, inPath(fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s FROM %s`, logName(t.ID),
+				t.logColumns(), t.keyList(""), t.Only()))); err != nil {
 				return err
 			}
 		}
-		_, err := copyFrom(ctx, tx.Conn(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, logName(t.ID), t.logColumns()), keys)
+		_, err := copyFrom(ctx, tx.Conn(), enterPath+fmt.Sprintf(`; COPY %s (%s) FROM STDIN`, logName(t.ID), t.logColumns()), keys)
+		if err == nil {
+			_, err = tx.Exec(ctx, leavePath)
+		}
 		return err
 	})
 	if err != nil {

@@ -180,10 +180,10 @@ func digest(ctx context.Context, q querier, t *Table) (Digest, error) {
 	for i, c := range t.Columns {
 		cols[i] = digested(c)
 	}
-	row := "ROW(" + strings.Join(cols, ", ") + `)::text COLLATE "C"`
+	row := "ROW(" + strings.Join(cols, ", ") + `)::pg_catalog.text COLLATE pg_catalog."C"`
 	var d Digest
 	err := q.QueryRow(ctx, fmt.Sprintf(`
-		SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0) || ':' || coalesce(sum(hashtextextended(r, 1)), 0)
+		SELECT pg_catalog.count(*), pg_catalog.concat(coalesce(pg_catalog.sum(pg_catalog.hashtextextended(r, 0)), 0), ':', coalesce(pg_catalog.sum(pg_catalog.hashtextextended(r, 1)), 0))
 		FROM (SELECT %s AS r FROM %s AS t OFFSET 0) AS rows`, row, t.Only())).Scan(&d.Rows, &d.Sum)
 	if err != nil {
 		return d, fmt.Errorf("digest of %s: %w", t, err)
@@ -196,10 +196,10 @@ func digested(c Column) string {
 	v := "t." + quoteName(c.Name)
 	switch c.Type {
 	case "bytea":
-		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN sha256(%[1]s) ELSE %[1]s END", v, longValue)
+		return fmt.Sprintf("CASE WHEN pg_catalog.octet_length(%[1]s) OPERATOR(pg_catalog.>) %[2]d THEN pg_catalog.sha256(%[1]s) ELSE %[1]s END", v, longValue)
 	case "text", "character varying":
-		return fmt.Sprintf("CASE WHEN octet_length(%[1]s) > %[2]d THEN encode(sha256(convert_to(%[1]s, 'UTF8')), "+
-			"'hex') ELSE %[1]s END", v, longValue)
+		return fmt.Sprintf("CASE WHEN pg_catalog.octet_length(%[1]s) OPERATOR(pg_catalog.>) %[2]d THEN "+
+			"pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(%[1]s, 'UTF8')), 'hex') ELSE %[1]s END", v, longValue)
 	default:
 		return v
 	}

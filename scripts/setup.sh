@@ -5,7 +5,8 @@
 # it is there: a C compiler (for the race detector), curl, pg_dump and pg_restore,
 # and Postgres servers to test with. Those run in Docker; where there is no Docker,
 # Debian's own server is installed instead. No service is started. Chromium, in which
-# the dashboard is tested, is installed if it can be; without it those tests are skipped.
+# the dashboard is tested, and PgBouncer, which a migration has to refuse, are installed if they can be; without them
+# those tests are skipped.
 #
 # It installs on Debian and Ubuntu as root. Elsewhere it names what is missing.
 set -euo pipefail
@@ -21,6 +22,7 @@ have_client() { # Debian's wrappers in PATH are there without the programs
   { command -v pg_dump && command -v pg_restore && pg_dump --version; } >/dev/null 2>&1
 }
 have_browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable; } >/dev/null
+have_pooler() { command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ]; }
 have_server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
 
 packages=() reasons=()
@@ -50,7 +52,15 @@ if ! have_browser; then
     say "there is no Chromium: the dashboard's tests in a browser are skipped"
   fi
 fi
-[ ${#packages[@]} -gt 0 ] || [ $browser = yes ] || exit 0
+pooler=no
+if ! have_pooler; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    pooler=yes
+  else
+    say "there is no PgBouncer: the test of poolers is skipped"
+  fi
+fi
+[ ${#packages[@]} -gt 0 ] || [ $browser = yes ] || [ $pooler = yes ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   say "missing, and only root on Debian or Ubuntu can have it installed by this script:"
@@ -91,6 +101,13 @@ if [ $server = yes ]; then
   echo 'create_main_cluster = false' >>"$conf"
 fi
 [ ${#packages[@]} -eq 0 ] || install "${packages[@]}"
+if [ $pooler = yes ]; then
+  say "installing PgBouncer, for the test of poolers"
+  policy=/usr/sbin/policy-rc.d # keeps its service from being started
+  [ -e $policy ] && policy= || { printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy; }
+  { (try pgbouncer) && have_pooler; } || say "it could not be installed: the test of poolers is skipped"
+  [ -z "$policy" ] || rm -f "$policy"
+fi
 if [ $browser = yes ]; then
   say "installing a browser, for the tests of the dashboard: chromium, with a font"
   # Ubuntu has it only as a snap, which needs more than apt.

@@ -24,7 +24,7 @@ import (
 const blockSize = 128 << 10
 
 // Run sends the statement and writes what it copies to w, in blocks that respect no row's bounds. It returns the
-// number of rows. When the context is done, or w fails, the connection is closed: there is no other way to end
+// number of rows. Statements that return no stream may stand before and after it; their results are dropped. When the context is done, or w fails, the connection is closed: there is no other way to end
 // the stream. After an error of the server it can be used further.
 func Run(ctx context.Context, conn *pgconn.PgConn, sql string, w io.Writer) (int64, error) {
 	if err := conn.SyncConn(ctx); err != nil {
@@ -138,7 +138,10 @@ func (s *stream) end() error {
 		s.err = pgconn.ErrorResponseToPgError(&msg)
 	case 'C': // COPY 123
 		tag := bytes.TrimRight(s.body, "\x00")
-		_, count, _ := bytes.Cut(tag, []byte(" "))
+		command, count, _ := bytes.Cut(tag, []byte(" "))
+		if string(command) != "COPY" {
+			return nil
+		}
 		rows, err := strconv.ParseInt(string(count), 10, 64)
 		if err != nil {
 			return fmt.Errorf("the server ended COPY with %q", tag)
@@ -146,7 +149,7 @@ func (s *stream) end() error {
 		s.rows = rows
 	case 'Z':
 		s.ready = true
-	case 'd', 'c', 'H', 'N', 'S', 'A':
+	case 'd', 'c', 'H', 'N', 'S', 'A', 'T', 'D':
 	default:
 		return fmt.Errorf("unexpected message %q during COPY", s.header[0])
 	}

@@ -27,9 +27,18 @@ type Object struct {
 	Schema string
 	Name   string // as pg_restore names it
 	SQL    string
+	// Script is what creates it, if it takes more than its definition.
+	Script string
 	// Probe marks a statement that runs code of users, as REFRESH MATERIALIZED VIEW does. Without rows it may fail for
 	// a reason that rows remove. It fails the rehearsal only if a name in it leads nowhere, and it has two seconds.
 	Probe bool
+}
+
+func (o Object) script() string {
+	if o.Script != "" {
+		return o.Script
+	}
+	return o.SQL
 }
 
 // Failure says that an object could not be created.
@@ -111,7 +120,7 @@ func (r *run) create(ctx context.Context, some []Object) error {
 	script := make([]string, 0, len(some)+2)
 	script = append(script, "SAVEPOINT rehearsal")
 	for _, o := range some {
-		script = append(script, o.SQL)
+		script = append(script, o.script())
 	}
 	script = append(script, "RELEASE SAVEPOINT rehearsal")
 	_, err := r.tx.Exec(ctx, strings.Join(script, "\n;\n"))
@@ -159,7 +168,7 @@ func (r *run) missingRoles(ctx context.Context, o Object, failed *pgconn.PgError
 		}
 		roles = append(roles, m[1])
 		create = append(create, "CREATE ROLE "+quote(m[1]))
-		_, err := r.tx.Exec(ctx, strings.Join(append(create, o.SQL), ";\n"))
+		_, err := r.tx.Exec(ctx, strings.Join(append(create, o.script()), ";\n"))
 		next := new(pgconn.PgError)
 		if err != nil && (!errors.As(err, &next) || isPassing(next.Code)) {
 			return nil, err
