@@ -229,15 +229,17 @@ func TestHeldBackConstraintsFollowTheSchema(t *testing.T) {
 		`ALTER DOMAIN d VALIDATE CONSTRAINT three`, `ALTER DOMAIN d DROP CONSTRAINT one`, `ALTER DOMAIN d DROP
 			CONSTRAINT two`, `ALTER DOMAIN d ADD CONSTRAINT four CHECK (fine(VALUE))`,
 		`CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (10) TO (20)`, `INSERT INTO parts VALUES (15)`,
-		`CREATE DOMAIN fresh AS int CHECK (fine(VALUE)) CHECK (VALUE < 7)`, `CREATE TABLE new (id int PRIMARY KEY
-			CHECK (fine(id)), f fresh, fs fresh[])`, `INSERT INTO new VALUES (1, 3, '{4}')`)
+		`CREATE DOMAIN fresh AS int CHECK (fine(VALUE)) CHECK (VALUE < 7)`,
+		`CREATE DOMAIN plain AS int CHECK (VALUE < 9)`,
+		`CREATE TABLE new (id int PRIMARY KEY CHECK (fine(id)), f fresh, fs plain[])`,
+		`INSERT INTO new VALUES (1, 3, '{4}')`)
 	untilInSync(t, p)
 	p.requireEqual(t)
 	held := constraintsOf(t, p.target, false)
-	for _, name := range []string{"a later", "d three", "fresh fresh_check1"} {
+	for _, name := range []string{"a later", "d three", "fresh fresh_check1", "plain plain_check"} {
 		require.Contains(t, held, name)
 	}
-	require.Len(t, held, 3, held)
+	require.Len(t, held, 4, held)
 	requireNoneFailed(t, p.target.ConnectAdmin(t))
 	m := p.migrator(t)
 	do(t, m, migrator.CommandSwitch)
