@@ -232,6 +232,7 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 		_, err := tx.Exec(ctx, `
 			CREATE TABLE IF NOT EXISTS heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT
 			pg_current_xact_id());
+			ALTER TABLE heroku_migrator.truncated REPLICA IDENTITY FULL;
 			CREATE OR REPLACE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 			SET search_path = pg_catalog, pg_temp AS $$
 			BEGIN

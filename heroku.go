@@ -163,6 +163,8 @@ CREATE TABLE heroku_migrator.captured (relid oid PRIMARY KEY, kind text NOT NULL
 	trimmed boolean NOT NULL DEFAULT false, trimmed_to text, here oid NOT NULL, decoded boolean NOT NULL DEFAULT false,
 	triggers name[]); -- of ours, on it
 CREATE TABLE heroku_migrator.truncated (relid oid NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+-- Or a publication FOR ALL TABLES has trimming refused, as for the logs.
+ALTER TABLE heroku_migrator.truncated REPLICA IDENTITY FULL;
 CREATE FUNCTION heroku_migrator.truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	INSERT INTO heroku_migrator.truncated (relid) VALUES (TG_RELID);

@@ -58,8 +58,9 @@ func buildKeylessCapture(t *Table, always bool) captureSQL {
 	var c captureSQL
 	var b strings.Builder
 	c.log = fmt.Sprintf(`
-		CREATE TABLE %s (relid oid NOT NULL, sign int2 NOT NULL, image text NOT NULL,
-			heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id());`, log)
+		CREATE TABLE %[1]s (relid oid NOT NULL, sign int2 NOT NULL, image text NOT NULL,
+			heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id());
+		ALTER TABLE %[1]s REPLICA IDENTITY FULL;`, log)
 	function := func(name, widest, rows string) {
 		c.functions += captureImages(fn+name, log, widest, rows)
 	}

@@ -139,7 +139,8 @@ func (t *Table) createLog() string {
 	}
 	return fmt.Sprintf(`
 		CREATE TABLE %[1]s (%[2]s) AS SELECT %[3]s FROM %[4]s WITH NO DATA; %[5]s
-		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();`,
+		ALTER TABLE %[1]s ADD COLUMN heroku_migrator_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id();
+		ALTER TABLE %[1]s REPLICA IDENTITY FULL;`, // a publication FOR ALL TABLES would have trimming refused
 		logName(t.ID), columns, values, t.Only(), options)
 }
 
