@@ -3,16 +3,15 @@ package migrator
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Names resolve for us as for the application, where its expressions are planned or evaluated, and nowhere else.
-// Functions in
-// indexes, constraints, generated columns and partition keys may use names without a schema, which lead where the
-// application's
-// search_path says; our own statements must not be led there. See ARCHITECTURE.md, Search path.
+// Functions in indexes, constraints, generated columns and partition keys may use names without a schema, which lead
+// where the application's search_path says; our own statements must not be led there. See ARCHITECTURE.md, Search path.
 
 const (
 	// safePath is the search_path of our sessions: no object of the application can take the place of one of the
@@ -20,9 +19,8 @@ const (
 	safePath = "pg_catalog, pg_temp"
 
 	// enterPath makes names resolve as for the application until leavePath, or the transaction's end. What stands
-	// between the two
-	// writes everything that is not the application's in full, operators and types too. Both databases have the path
-	// in the same place.
+	// between the two writes everything that is not the application's in full, operators and types too. Both databases
+	// have the path in the same place.
 	enterPath = `SELECT pg_catalog.set_config('search_path', search_path, true) FROM heroku_migrator.migration`
 	leavePath = `SET LOCAL search_path = ` + safePath
 
@@ -52,7 +50,14 @@ func execInPath(ctx context.Context, tx pgx.Tx, sql string) (pgconn.CommandTag, 
 
 // withinPath runs fn, all of whose statements resolve names as the application's do.
 func withinPath(ctx context.Context, tx executor, fn func() error) error {
-	if _, err := tx.Exec(ctx, enterPath); err != nil {
+	// Without a migration, as after its completion, both databases' own settings say where names lead.
+	enter := `DO $$ BEGIN
+		IF pg_catalog.to_regclass('heroku_migrator.migration') IS NOT NULL THEN PERFORM ` +
+		strings.TrimPrefix(enterPath, "SELECT ") + `;
+		ELSE PERFORM ` + strings.TrimPrefix(ownPath, "SELECT ") + `;
+		END IF;
+	END $$`
+	if _, err := tx.Exec(ctx, enter); err != nil {
 		return fmt.Errorf("search path: %w", err)
 	}
 	if err := fn(); err != nil {
@@ -65,9 +70,8 @@ func withinPath(ctx context.Context, tx executor, fn func() error) error {
 }
 
 // searchPath is where the application's session finds names: the schemas that exist of what its role, its database and
-// the server
-// say, "$user" among them. Sessions of ours have another path by now, so the one that this session began with is asked
-// for.
+// the server say, "$user" among them. Sessions of ours have another path by now, so the one that this session began
+// with is asked for.
 func searchPath(ctx context.Context, tx pgx.Tx) (path string, err error) {
 	_, err = tx.Exec(ctx, ownPath)
 	if err == nil {
