@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -133,17 +134,33 @@ func (w *wayBack) fails(ctx context.Context, a *aside) (fails bool, err error) {
 	return fails, nil
 }
 
-// resync has the table sent whole when it joins. The journal knows before the log is cleared that it does not say all
-// any more.
+// resync has the table sent whole when it joins.
 func (w *wayBack) resync(ctx context.Context, a *aside) error {
+	if err := w.dst.Resync(ctx, a.table); err != nil {
+		return err
+	}
 	a.was, a.position = reverseResync, Position{}
-	if err := w.dst.Journal().noteResync(ctx, a); err != nil {
-		return err
+	return nil
+}
+
+// Resync implements [Target]. What the log held is forgotten in the transaction that enters every key, and the journal
+// knows with it that the table's position counts no more: interrupted at any point, nothing is missing.
+func (p *PlanetScale) Resync(ctx context.Context, t *Table) error {
+	names := make([]string, 0, len(t.Leaves)+1)
+	for _, name := range t.relationNames() {
+		names = append(names, quoteLiteral(name))
 	}
-	if err := w.dst.ClearLog(ctx, a.table); err != nil {
-		return err
+	err := touch(ctx, p.journal.tx, t, strings.NewReader(""), true, fmt.Sprintf(`
+		WITH keys AS (DELETE FROM %s),
+		notes AS (DELETE FROM heroku_migrator.truncated WHERE relid IN (
+			SELECT to_regclass(n)::oid FROM unnest(ARRAY[%s]) AS n)),
+		waiting AS (UPDATE heroku_migrator.aside SET was = '%s', position = '' WHERE table_id = $1::oid::int8)
+		UPDATE heroku_migrator.captured SET trimmed = false, trimmed_to = NULL WHERE relid = $1::oid`,
+		logName(t.ID), strings.Join(names, ", "), reverseResync))
+	if err != nil {
+		return fmt.Errorf("send %s whole: %w", t, err)
 	}
-	return w.dst.Resend(ctx, []*Table{a.table}, true)
+	return nil
 }
 
 // changesOf reads what has changed in the tables that join, each since its own position.
@@ -213,11 +230,6 @@ func (j *Journal) noteAttempt(ctx context.Context, a *aside) error {
 	return j.exec(ctx, "try a table again", `
 		UPDATE heroku_migrator.aside SET attempts = attempts + 1, tried_at = clock_timestamp() WHERE table_id = $1`,
 		int64(a.table.ID))
-}
-
-func (j *Journal) noteResync(ctx context.Context, a *aside) error {
-	return j.exec(ctx, "note that a table has to be sent whole", `
-		UPDATE heroku_migrator.aside SET was = $2, position = '' WHERE table_id = $1`, int64(a.table.ID), string(a.was))
 }
 
 func (j *Journal) joinReverse(ctx context.Context, a *aside) error {

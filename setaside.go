@@ -49,8 +49,3 @@ func (a *aside) mendPause() time.Duration {
 
 // ClearLog implements [Source].
 func (h *Heroku) ClearLog(ctx context.Context, t *Table) error { return clearLog(ctx, h.change, t) }
-
-// ClearLog implements [Target].
-func (p *PlanetScale) ClearLog(ctx context.Context, t *Table) error {
-	return clearLog(ctx, p.journal.tx, t)
-}

@@ -65,6 +65,10 @@ type Capturer interface {
 	// that fail.
 	PlanReads(ctx context.Context, tables []*Table) ([]RehearsalFailure, error)
 
+	// ClearLog forgets what the log holds of a table, which is copied from scratch after it (I2): neither rounds nor
+	// chunks may read the log meanwhile.
+	ClearLog(ctx context.Context, table *Table) error
+
 	// Touch enters keys, in COPY text format, into the table's change log, as if the application had
 	// changed these rows: the next round brings them over anew. With all true, the whole table.
 	Touch(ctx context.Context, table *Table, keys io.Reader, all bool) error
@@ -81,10 +85,6 @@ type ChangeLog interface {
 
 	// LogSize is how many bytes the log takes on disk.
 	LogSize(ctx context.Context) (int64, error)
-
-	// ClearLog forgets what the log holds of a table, which is copied from scratch after it (I2): neither rounds nor
-	// chunks may read the log meanwhile.
-	ClearLog(ctx context.Context, table *Table) error
 
 	// Resend has the next round send whole those of the tables whose log was trimmed, or all of them: their logs then
 	// say all there is to say about them, and may be read from any position.

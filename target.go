@@ -60,6 +60,9 @@ type Target interface {
 type Giver interface {
 	ChangeLog
 	Fencer
+	// Resync has a table that is set aside sent whole when it joins again: its log then says all there is to say about
+	// it, and nothing else. One transaction, which notes that in the journal, too.
+	Resync(ctx context.Context, table *Table) error
 
 	// SurveySchema reads what there is in the target's schema now.
 	SurveySchema(ctx context.Context) (*SchemaSurvey, error)
