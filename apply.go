@@ -342,11 +342,6 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 				return fmt.Errorf("lock out writers of the target: %w", err)
 			}
 		}
-		if !force {
-			if err := stillSurveyed(ctx, tx); err != nil {
-				return err
-			}
-		}
 		decoded, err := p.decoder.look(ctx)
 		if err == nil && decoded { // the log is complete then, and stays so
 			err = p.decoder.drain(ctx)
@@ -374,6 +369,11 @@ func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, t
 		}
 		if len(written) > 0 && !force {
 			return revertRefused(written)
+		}
+		if !force {
+			if err := stillSurveyed(ctx, tx); err != nil {
+				return err
+			}
 		}
 		if err := handOver(ctx, tx, written, touch); err != nil {
 			return err

@@ -34,7 +34,14 @@ func Revert(ctx context.Context, src Source, dst Target, cfg CutoverConfig) (*Sw
 	}
 	report := &SwitchReport{}
 	if cfg.WayBack.Disabled {
-		return report, goBack(ctx, src, dst, tables, cfg, report, time.Now())
+		err := goBack(ctx, src, dst, tables, cfg, report, time.Now())
+		if errors.Is(err, errAddedLate) {
+			e := refuse("revert", "The target's schema was changed since the switch, and the way back is off. Force the "+
+				"revert to go back without the change.")
+			e.CanForce = true
+			return report, e
+		}
+		return report, err
 	}
 	for attempt := 1; ; attempt++ {
 		var began time.Time
