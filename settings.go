@@ -16,14 +16,13 @@ import (
 )
 
 // How a session gets its settings. Behind a pooler that gives each transaction another session of the server, a
-// setting would land on
-// somebody else's: that is found out before the first one. Afterwards each is looked at once more, since whatever
-// passes our
-// statements on may keep some of them for itself, and floats or intervals would arrive as other values.
+// setting would land on somebody else's: that is found out before the first one. Afterwards each is looked at once
+// more, since whatever passes our statements on may keep some of them for itself, and floats or intervals would arrive
+// as other values.
 
 // ErrPooler is returned when a connection goes through a pooler that gives each transaction another session of the
-// server (PgBouncer in
-// transaction or statement mode, say). Nothing was set or changed. A migration needs the server's own address.
+// server (PgBouncer in transaction or statement mode, say). Nothing was set or changed. A migration needs the server's
+// own address.
 var ErrPooler = errors.New("the connection goes through a pooler that gives each transaction another session: use " +
 	"the server's own address and port")
 

@@ -117,7 +117,7 @@ func TestSettingsOfEverySession(t *testing.T) {
 				` SET quote_all_identifiers = on`, `ROLE ` + db.role + ` SET transform_null_equals = on`,
 			`ROLE ` + db.role + ` SET default_transaction_read_only = on`, `DATABASE ` + db.name +
 				` SET default_transaction_isolation = 'serializable'`,
-			`ROLE ` + db.role + ` SET statement_timeout = '1ms'`, `ROLE ` + db.role + ` SET exit_on_error = on`,
+			`ROLE ` + db.role + ` SET statement_timeout = '500ms'`, `ROLE ` + db.role + ` SET exit_on_error = on`,
 		} {
 			execute(t, db.admin, `ALTER `+set)
 		}
