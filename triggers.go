@@ -338,7 +338,7 @@ func (h *Heroku) Capture(ctx context.Context, t *Table) error {
 			$1, $2, $3, $4)`, t.ID, string(t.Kind), append([]string{}, t.Key...), decoded); err != nil {
 			return err
 		}
-		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", stillNamed(t.relations())+c.attach+fmt.Sprintf(`;
+		return lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", stillNamed(t.relations())+inPath(c.attach)+fmt.Sprintf(`;
 			UPDATE heroku_migrator.captured SET triggers = ARRAY(SELECT tgname FROM pg_trigger WHERE tgrelid = relid AND
 			tgname LIKE 'heroku\_migrator\_%%') WHERE relid = %d`, t.ID))
 	})

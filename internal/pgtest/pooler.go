@@ -18,8 +18,7 @@ import (
 )
 
 // Pooler starts a PgBouncer in front of the database for as long as the test lasts, in the given mode ("transaction",
-// "session",
-// "statement"), and returns the database's URL through it. It skips the test where PgBouncer is not installed.
+// "session", "statement"), and returns the database's URL through it. It skips the test where PgBouncer is not installed.
 func (d *Database) Pooler(t testing.TB, mode string) string {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
@@ -52,7 +51,7 @@ default_pool_size = 4
 ignore_startup_parameters = extra_float_digits, options
 logfile = %s
 `, server.Hostname(), server.Port(), port, filepath.Join(dir, "users"), mode, filepath.Join(dir, "log"))
-	for name, content := range map[string]string{"users": fmt.Sprintf("%q %q\n", d.Role, password), "ini": config} {
+	for name, content := range map[string]string{"users": poolerWord(d.Role) + " " + poolerWord(password) + "\n", "ini": config} {
 		//nolint:gosec // read by another user
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -89,3 +88,6 @@ logfile = %s
 		}
 	}
 }
+
+// poolerWord writes a word of PgBouncer's list of users.
+func poolerWord(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
