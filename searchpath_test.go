@@ -18,7 +18,7 @@ var pathSchema = []string{
 		'-')) $$`,
 	`CREATE FUNCTION app.slug(v text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT squash(v) $$`,
 	`CREATE FUNCTION app.nonempty(v text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN
-		length(squash(v)) > 0; END $$`,
+		length(squash(v)) OPERATOR(pg_catalog.>) 0; END $$`,
 	`CREATE FUNCTION app.initial(v text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT left(squash(v), 1) $$`,
 	`CREATE FUNCTION app.atomic(v text) RETURNS text IMMUTABLE BEGIN ATOMIC SELECT slug(v); END`,
 	`CREATE FUNCTION app.own(v text) RETURNS text LANGUAGE sql IMMUTABLE SET search_path = words AS $$ SELECT squash(v)
