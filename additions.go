@@ -309,7 +309,7 @@ func (p *PlanetScale) captureTable(ctx context.Context, t *Table) error {
 		if _, err := tx.Exec(ctx, c.log+c.functions); err != nil {
 			return err
 		}
-		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", c.attach); err != nil {
+		if err := lock(ctx, tx, t.Only(), "SHARE ROW EXCLUSIVE", inPath(c.attach)); err != nil {
 			return err
 		}
 		ids, names := idsAndNames([]*Table{t})

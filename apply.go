@@ -287,7 +287,7 @@ func (p *PlanetScale) PrepareSwitch(ctx context.Context, tables []*Table, touch 
 			}
 			script := c.log + c.functions
 			if silent {
-				script += c.attach
+				script += inPath(c.attach)
 			}
 			_, err = tx.Exec(ctx, script)
 			return err
@@ -319,7 +319,7 @@ func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 		}
 		script.WriteString(c.attach)
 	}
-	if _, err := tx.Exec(ctx, script.String()); err != nil {
+	if _, err := tx.Exec(ctx, inPath(script.String())); err != nil {
 		return fmt.Errorf("capture writes on the target: %w", err)
 	}
 	return nil

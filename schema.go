@@ -81,6 +81,9 @@ func (o SchemaObject) key() string {
 	if own := o.ownName(); own != o.Name {
 		return strings.Join([]string{o.Type, o.Schema, o.Parent.Name, own}, "\x00")
 	}
+	if o.Type == "OPERATOR" { // the tag lacks its arguments
+		return strings.Join([]string{o.Type, o.Schema, o.Drop}, "\x00")
+	}
 	return strings.Join([]string{o.Type, o.Schema, o.Name}, "\x00")
 }
 

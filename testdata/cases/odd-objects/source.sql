@@ -9,7 +9,7 @@ CREATE OPERATOR <<< (LEFTARG = amount, RIGHTARG = amount, FUNCTION = amount_lt);
 CREATE OPERATOR === (LEFTARG = amount, RIGHTARG = amount, FUNCTION = amount_eq, RESTRICT = eqsel);
 CREATE FUNCTION amount_text(amount) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT $1.value || ' ' || $1.currency $$;
 CREATE CAST (amount AS text) WITH FUNCTION amount_text(amount);
-CREATE COLLATION natural_order (provider = icu, locale = 'en-u-kn-true');
+CREATE COLLATION natural_order (provider = icu, locale = 'en-u-kn');
 CREATE TEXT SEARCH DICTIONARY plain_words (TEMPLATE = simple, STOPWORDS = english);
 CREATE TEXT SEARCH CONFIGURATION plain (COPY = english);
 ALTER TEXT SEARCH CONFIGURATION plain ALTER MAPPING FOR asciiword WITH plain_words;
