@@ -151,8 +151,8 @@ func applyImages(ctx context.Context, tx pgx.Tx, snap Snapshot, c RoundChange) (
 		return 0, err
 	}
 	var going int64
-	if err := tx.QueryRow(ctx, `SELECT coalesce(-sum(n), 0)::int8 FROM `+staged+` WHERE n <
-		0`).Scan(&going); err != nil {
+	if err := tx.QueryRow(ctx, `
+		SELECT coalesce(-sum(n), 0)::int8 FROM `+staged+` WHERE n < 0`).Scan(&going); err != nil {
 		return 0, err
 	}
 	if going > 0 {
@@ -183,11 +183,12 @@ func deleteImages(ctx context.Context, tx pgx.Tx, t *Table, staged string, going
 		return err
 	}
 	if !indexed {
+		// The query reads the partition key with names as the application's: from 17 on, CREATE INDEX itself cannot.
 		_, err := tx.Exec(ctx, fmt.Sprintf(`
 			CREATE OR REPLACE FUNCTION heroku_migrator.image(row_ record) RETURNS text LANGUAGE plpgsql IMMUTABLE %s AS
-			$$ BEGIN RETURN row_::text; END $$;
-			CREATE INDEX heroku_migrator_image_%d ON %s (hashtextextended(%s,
-			0))`, imageSettings, t.ID, t.Ident(), imageOf(t, "")))
+			$$ BEGIN RETURN row_::text; END $$;`, imageSettings)+inPath(fmt.Sprintf(`SELECT FROM %s WHERE false;
+			CREATE INDEX heroku_migrator_image_%d ON %s (pg_catalog.hashtextextended(%s, 0))`,
+			t.Only(), t.ID, t.Ident(), imageOf(t, ""))))
 		if err != nil {
 			return fmt.Errorf("index the rows' images: %w", err)
 		}

@@ -126,6 +126,7 @@ func (p *pair) requireNoTrace(t *testing.T) {
 	t.Helper()
 	for _, db := range []*pgtest.Database{p.source, p.target} {
 		c := db.ConnectAdmin(t)
+		execute(t, c, `SET search_path = pg_catalog`) // the database may say otherwise
 		var triggers, schemas, functions, slots int
 		require.NoError(t, c.QueryRow(t.Context(), `
 			SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'heroku\_migrator%'),
