@@ -563,9 +563,9 @@ func (p *surveyPlan) settleUnits() (left []*schemaUnit) {
 		reason := fmt.Sprintf("%s could not be made on the source: %v", u.what, u.err)
 		switch {
 		case u.table != "":
-			p.hold(u.table, "%s", reason)
+			p.holdf(u.table, "%s", reason)
 		case u.created != "":
-			p.hold(u.created, "%s", reason)
+			p.holdf(u.created, "%s", reason)
 		case !u.late || !strings.HasPrefix(sqlState(u.err), "23"):
 			p.told = append(p.told, reason)
 		}

@@ -326,7 +326,9 @@ func attachCapture(ctx context.Context, tx pgx.Tx, tables []*Table) error {
 }
 
 // Revert implements [Target].
-func (p *PlanetScale) Revert(ctx context.Context, tables []*Table, force bool, touch touchRows) error {
+func (p *PlanetScale) Revert( //nolint:gocognit // one transaction, step by step
+	ctx context.Context, tables []*Table, force bool, touch touchRows,
+) error {
 	err := p.journal.tx(ctx, func(tx pgx.Tx) error {
 		here, err := p.located(ctx, tables) // one that was dropped is told of, and is gone in a revert that is forced
 		if err != nil {

@@ -58,7 +58,7 @@ func TestRowsThatCannotBeRead(t *testing.T) {
 	p.sql(t, `CREATE TABLE good (id int PRIMARY KEY, v text)`, `INSERT INTO good SELECT i, 'v' FROM generate_series(1,
 		1000) i`,
 		`CREATE TABLE copied (id int PRIMARY KEY, a int, "Name" text, parent int REFERENCES good)`,
-		`INSERT INTO copied SELECT i, i, CASE WHEN i = 4321 THEN E'caf\351' ELSE 'x' || i END, 1 + i % 1000 FROM
+		`INSERT INTO copied SELECT i, i + 0, CASE WHEN i = 4321 THEN E'caf\351' ELSE 'x' || i END, 1 + i % 1000 FROM
 			generate_series(1, 5000) i`,
 		`CREATE TABLE child (id int PRIMARY KEY, copied int REFERENCES copied)`,
 		`INSERT INTO child SELECT i, i FROM generate_series(1, 5000) i`,

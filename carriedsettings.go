@@ -152,13 +152,13 @@ func settingName(name string) string {
 // they are quoted.
 func splitPath(text string) (names []string) {
 	var name strings.Builder
-	quoted, any := false, false
+	quoted, begun := false, false
 	end := func() {
-		if any {
+		if begun {
 			names = append(names, name.String())
 		}
 		name.Reset()
-		any = false
+		begun = false
 	}
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -167,7 +167,7 @@ func splitPath(text string) (names []string) {
 			i++
 		case c == '"':
 			quoted = !quoted
-			any = true
+			begun = true
 		case quoted:
 			name.WriteByte(c)
 		case c == ',':
@@ -178,7 +178,7 @@ func splitPath(text string) (names []string) {
 				c += 'a' - 'A'
 			}
 			name.WriteByte(c)
-			any = true
+			begun = true
 		}
 	}
 	end()

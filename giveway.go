@@ -55,16 +55,16 @@ func newGiveWay(pool *pgxpool.Pool) *giveWay {
 }
 
 // enter makes a transaction known, and watches from now on.
-func (g *giveWay) enter(backend int32, application, purpose string) *lockHolder {
+func (g *giveWay) enter(ctx context.Context, backend int32, application, purpose string) *lockHolder {
 	h := &lockHolder{way: g, backend: backend, application: application, purpose: purpose}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.holders = append(g.holders, h)
 	if len(g.holders) == 1 {
-		var ctx context.Context
-		ctx, g.stop = context.WithCancel(context.Background()) // it ends with the last transaction, not with this call
+		var watching context.Context // it ends with the last transaction, not with this call
+		watching, g.stop = context.WithCancel(context.WithoutCancel(ctx))
 		g.stopped = make(chan struct{})
-		go g.watch(ctx, g.stopped)
+		go g.watch(watching, g.stopped)
 	}
 	return h
 }
@@ -122,7 +122,7 @@ func (g *giveWay) during(ctx context.Context, tx pgx.Tx, purpose string, do func
 	if err := tx.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
 		return err
 	}
-	h := g.enter(backend, "", purpose)
+	h := g.enter(ctx, backend, "", purpose)
 	err := do()
 	if h.leave() {
 		_ = tx.Conn().Close(context.WithoutCancel(ctx)) // its backend may not have noticed yet

@@ -29,7 +29,7 @@ func captureImages(name, log, widest, rows string) string {
 		CREATE OR REPLACE FUNCTION %[1]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %[2]s AS $capture$
 		DECLARE
 			heroku_migrator_width pg_catalog.int8;
-		BEGIN
+		BEGIN -- how wide they are
 			BEGIN
 				heroku_migrator_width := (%[3]s);
 			EXCEPTION WHEN internal_error OR program_limit_exceeded OR out_of_memory THEN

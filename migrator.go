@@ -275,6 +275,8 @@ func (m *Migrator) begin(ctx context.Context, lead *Lead) error {
 var errInterrupted = errors.New("a command waits")
 
 // loop is the state machine: one step at a time, and between steps the commands.
+//
+//nolint:gocognit // the phases, one after the other
 func (m *Migrator) loop(ctx context.Context, lead *Lead, until Until) error {
 	s, err := m.journal.State(ctx)
 	if err != nil {

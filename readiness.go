@@ -14,17 +14,17 @@ type BlockerCode string
 // The codes. Writers that privileges cannot stop (superusers, members of pg_write_all_data, other roles) are not
 // among them: the fence is made of triggers, which stop everybody.
 const (
-	// Hard: the copy is not finished, or the switch was made.
+	// BlockerPhase is hard: the copy is not finished, or the switch was made.
 	BlockerPhase  BlockerCode = "wrong_phase"
 	BlockerPaused BlockerCode = "paused" // hard
-	// Hard: it cannot be told whether anything is in the way.
+	// BlockerUnreachable is hard: it cannot be told whether anything is in the way.
 	BlockerUnreachable     BlockerCode = "unreachable"
 	BlockerTableIncomplete BlockerCode = "table_incomplete" // hard
 	BlockerTableAside      BlockerCode = "table_set_aside"  // hard: a row of it cannot be moved
-	// Hard: tables of the source are not those that are migrated.
+	// BlockerDrift is hard: tables of the source are not those that are migrated.
 	BlockerDrift        BlockerCode = "schema_drift"
 	BlockerVerification BlockerCode = "verification_failed" // hard: rows differed when they were compared last
-	// Soft: an index, say, could not be created on the target.
+	// BlockerObjectFailed is soft: an index, say, could not be created on the target.
 	BlockerObjectFailed     BlockerCode = "object_failed"
 	BlockerLag              BlockerCode = "lag"                  // soft: over [CutoverConfig].LagLimit
 	BlockerLongTransactions BlockerCode = "long_transactions"    // soft: open for longer than [CutoverConfig].DrainTime

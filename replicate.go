@@ -105,6 +105,7 @@ func newReplicator(ctx context.Context, src Source, dst Target, cfg ReplicateCon
 	r.copiedAt = map[uint32]Position{}
 	for _, t := range tables {
 		switch t.State {
+		case reverseWaits, reverseResync: // of the other direction
 		case TableLive:
 			r.live = append(r.live, t.Table)
 		case TableIndexed:

@@ -133,7 +133,7 @@ func (h *Heroku) dumpSchema(ctx context.Context, tx pgx.Tx) ([]SchemaObject, err
 	}
 	// It locks every table, and holds all of these locks while it waits for the next.
 	name := fmt.Sprintf("%s dump %08x", SchemaName, rand.Uint32()) //nolint:gosec // not a secret
-	locks := h.way.enter(0, name, "dump")
+	locks := h.way.enter(ctx, 0, name, "dump")
 	entries, err := pgdump.Schema(ctx, tools, append(url.LibpqEnv(), "PGAPPNAME="+name),
 		pgdump.SchemaOptions{Snapshot: snapshot, LeaveOut: []string{SchemaName}})
 	if locks.leave() && err != nil {

@@ -14,6 +14,8 @@ import (
 
 // objects compares what pg_dump says, but for tables and their columns. It plans what goes first, and returns what
 // comes last.
+//
+//nolint:gocognit // one plan, in the order in which it is carried out
 func (d *schemaDiff) objects(before, now []SchemaObject, silent bool) (last []SchemaStep) {
 	d.ownedSequences(before, now)
 	known, goes, next := d.knownObjects(before)

@@ -61,10 +61,11 @@ var pathSchema = []string{
 		'the application''s = for bigint was taken'; END $$`,
 }
 
-func init() {
+// pathTraps stand before the system's in the path.
+func pathTraps() (list []string) {
 	for _, op := range []string{"=", "<", ">=", ">", "<=", "<>"} {
 		for _, typ := range []string{"text", "tid", "int", "bigint"} {
-			pathSchema = append(pathSchema, fmt.Sprintf(`CREATE OPERATOR app.%s (FUNCTION = app.trap, LEFTARG = %s,
+			list = append(list, fmt.Sprintf(`CREATE OPERATOR app.%s (FUNCTION = app.trap, LEFTARG = %s,
 				RIGHTARG = %[2]s)`, op, typ))
 		}
 	}
@@ -81,9 +82,10 @@ func init() {
 			f == "current_setting(text, boolean)" {
 			returns = "text"
 		}
-		pathSchema = append(pathSchema, fmt.Sprintf(`CREATE FUNCTION app.%s RETURNS %s LANGUAGE plpgsql AS $$ BEGIN
+		list = append(list, fmt.Sprintf(`CREATE FUNCTION app.%s RETURNS %s LANGUAGE plpgsql AS $$ BEGIN
 			RAISE 'the application''s function was taken'; END $$`, f, returns))
 	}
+	return list
 }
 
 // Names resolve for us as for the application, on both sides and both ways, and nothing of the application's takes the
@@ -97,6 +99,7 @@ func TestNamesResolveAsForTheApplication(t *testing.T) {
 	execute(t, admin, fmt.Sprintf(`ALTER ROLE %s IN DATABASE %s SET search_path = app, words, public, pg_catalog`,
 		p.source.Role, p.source.Name))
 	p.sql(t, pathSchema...)
+	p.sql(t, pathTraps()...)
 	functions := func(db *pgtest.Database) (list []string) {
 		rows, err := db.ConnectAdmin(t).Query(t.Context(),
 			`SELECT concat_ws(' ', pronamespace::regnamespace, proname, prosrc, proconfig) FROM pg_proc

@@ -166,7 +166,8 @@ func probePooler(ctx context.Context, at *address, c *pgx.Conn) error {
 			return ErrPooler
 		}
 		after, err := backendOf(ctx, c.PgConn())
-		if _, endErr := second.Exec(ctx, `ROLLBACK`).ReadAll(); cmp.Or(err, endErr) != nil {
+		_, endErr := second.Exec(ctx, `ROLLBACK`).ReadAll()
+		if cmp.Or(err, endErr) != nil {
 			return fmt.Errorf("look for a pooler: %w", errors.Join(err, endErr))
 		}
 		if after != before {

@@ -78,7 +78,7 @@ func beginSnapshot(ctx context.Context, pool *pgxpool.Pool, ops *operatorCache, 
 		_ = s.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	s.locks = way.enter(s.backend, "", "")
+	s.locks = way.enter(ctx, s.backend, "", "")
 	return s, nil
 }
 

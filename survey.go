@@ -228,7 +228,7 @@ type surveyPlan struct {
 	tables             map[string]*Table // as the journal knows them
 }
 
-func (p *surveyPlan) hold(table, format string, args ...any) {
+func (p *surveyPlan) holdf(table, format string, args ...any) {
 	if _, ok := p.held[table]; !ok {
 		p.held[table] = fmt.Sprintf(format, args...)
 	}
@@ -268,12 +268,12 @@ func (p *surveyPlan) compareTables() {
 		switch {
 		case t == nil && partition[k.ID] != "": // it is attached
 		case t == nil:
-			p.hold(k.Ident(), "it was dropped on the target: create it again there, or force a revert, which goes "+
+			p.holdf(k.Ident(), "it was dropped on the target: create it again there, or force a revert, which goes "+
 				"back without it")
 		case t.Ident() != k.Ident():
-			p.hold(k.Ident(), "it is %s on the target now: give it its name again", t)
+			p.holdf(k.Ident(), "it is %s on the target now: give it its name again", t)
 		case t.Kind != k.Kind || !slices.Equal(t.Parents, k.Parents):
-			p.hold(k.Ident(), "it became %s on the target, or inherits from other tables now: undo that there", t.Kind)
+			p.holdf(k.Ident(), "it became %s on the target, or inherits from other tables now: undo that there", t.Kind)
 		default:
 			p.compareColumns(k, t)
 		}
@@ -286,21 +286,21 @@ func (p *surveyPlan) compareColumns(k, t *Table) {
 		i := slices.IndexFunc(t.Columns, func(o Column) bool { return o.Num == c.Num })
 		switch {
 		case i < 0:
-			p.hold(k.Ident(), "column %s of %s is gone on the target, renamed or of another type: undo that there",
+			p.holdf(k.Ident(), "column %s of %s is gone on the target, renamed or of another type: undo that there",
 				c.Name, k)
 		case t.Columns[i].Name != c.Name:
-			p.hold(k.Ident(), "column %s of %s is gone or renamed (%s now): undo that there", c.Name, k,
+			p.holdf(k.Ident(), "column %s of %s is gone or renamed (%s now): undo that there", c.Name, k,
 				t.Columns[i].Name)
 		case t.Columns[i].Type != c.Type || t.Columns[i].Collation != c.Collation:
-			p.hold(k.Ident(), "column %s of %s is of another type on the target (%s, and was %s): undo that there",
+			p.holdf(k.Ident(), "column %s of %s is of another type on the target (%s, and was %s): undo that there",
 				c.Name, k, t.Columns[i].Type, c.Type)
 		case t.Columns[i].Generated != c.Generated || t.Columns[i].Virtual != c.Virtual:
-			p.hold(k.Ident(), "column %s of %s is generated on the target now, or no longer: undo that there",
+			p.holdf(k.Ident(), "column %s of %s is generated on the target now, or no longer: undo that there",
 				c.Name, k)
 		}
 	}
 	if len(k.Key) > 0 && !slices.Equal(k.Key, t.Key) && !t.hasKey(k.Key) {
-		p.hold(k.Ident(), "its key (%s) is gone on the target: add it again there", strings.Join(k.Key, ", "))
+		p.holdf(k.Ident(), "its key (%s) is gone on the target: add it again there", strings.Join(k.Key, ", "))
 	}
 	if _, held := p.held[k.Ident()]; held {
 		return
@@ -399,7 +399,7 @@ func (p *surveyPlan) compareObjects() {
 			})
 			p.wanted = append(p.wanted, o)
 		case o.Kind == definition.Table && ok:
-			p.hold(identOf(o, o.Name),
+			p.holdf(identOf(o, o.Name),
 				"it was dropped and made again on the target: what is on the source is another table")
 		case ok && !carried[o.Kind]:
 			if o.Kind != definition.Type && o.Kind != definition.Extension && o.Kind != definition.Constraint &&
@@ -430,7 +430,7 @@ func (p *surveyPlan) gone(o definition.Object, tables map[uint32]definition.Obje
 		case !still:
 			steps = append(steps, `DROP TABLE IF EXISTS `+leaf+` CASCADE`)
 		case is.Schema != o.Schema || is.Name != o.Name:
-			p.hold(root, "its partition %s.%s is %s.%s on the target now: give it its name again", o.Schema, o.Name,
+			p.holdf(root, "its partition %s.%s is %s.%s on the target now: give it its name again", o.Schema, o.Name,
 				is.Schema, is.Name)
 			return
 		}
@@ -472,7 +472,7 @@ func (p *surveyPlan) holdUsers(label definition.Object) {
 		for _, c := range t.Columns {
 			name := strings.TrimSuffix(c.Type, "[]")
 			if strings.ReplaceAll(name, `"`, "") == label.Schema+"."+label.Relation {
-				p.hold(t.Ident(), "label '%s' of type %s is gone or renamed on the target: undo that there",
+				p.holdf(t.Ident(), "label '%s' of type %s is gone or renamed on the target: undo that there",
 					label.Name, identOf(label, label.Relation))
 			}
 		}

@@ -13,7 +13,7 @@ import (
 // Methods may be called concurrently. Those that change anything do so in one transaction, which checks
 // at its end that this process still leads (I6): they fail with [ErrLostLead] otherwise, or with
 // [ErrNotLeader] if it never did. When their context is done they return, and nothing is committed.
-type Target interface {
+type Target interface { //nolint:interfacebloat // its parts stand below, by phase
 	Database
 	Switcher
 	Copier

@@ -115,9 +115,9 @@ func yieldValidation(ctx context.Context, pool *pgxpool.Pool, pid uint32, ended 
 		}
 		if over { // the server would go on with it
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-			defer cancel()
 			_, _ = pool.Exec(last, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND query LIKE
 				'%VALIDATE CONSTRAINT%'`, int32(pid))
+			cancel()
 			return
 		}
 		_, _ = pool.Exec(ctx, `

@@ -52,7 +52,6 @@ ignore_startup_parameters = extra_float_digits, options
 logfile = %s
 `, server.Hostname(), server.Port(), port, filepath.Join(dir, "users"), mode, filepath.Join(dir, "log"))
 	for name, content := range map[string]string{"users": poolerWord(d.Role) + " " + poolerWord(password) + "\n", "ini": config} {
-		//nolint:gosec // read by another user
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +59,7 @@ logfile = %s
 	args := []string{filepath.Join(dir, "ini")}
 	if os.Getuid() == 0 { // it refuses to be root
 		for at := dir; at != "/" && at != os.TempDir(); at = filepath.Dir(at) {
-			if err := os.Chmod(at, 0o777); err != nil { //nolint:gosec // for one test
+			if err := os.Chmod(at, 0o777); err != nil {
 				t.Fatal(err)
 			}
 		}
