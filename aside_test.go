@@ -96,7 +96,7 @@ func TestRowsThatCannotBeRead(t *testing.T) {
 	joined(t, m)
 	p.requireEqual(t)
 	require.Equal(t, int64(2), countOn(t, p.target, `SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND
-		convalidated`))
+		convalidated AND connamespace = 'public'::regnamespace`))
 
 	// In rounds.
 	p.sql(t, `UPDATE live SET v = E'\377' WHERE id = 77`, `UPDATE live SET v = 'too' WHERE id < 50`,
@@ -175,7 +175,7 @@ func TestRemedies(t *testing.T) {
 			db = p.source
 		}
 		conn := db.Connect(t)
-		execute(t, conn, a.RemedySQL)
+		execute(t, conn, strings.ReplaceAll(a.RemedySQL, "…", "5")) // a value that it can hold
 		require.NoError(t, conn.Close(context.Background()))
 	}
 	joined(t, m)
@@ -272,7 +272,8 @@ func TestDuplicatesUnderABrokenIndex(t *testing.T) {
 	require.ErrorContains(t, err, "mails_email")
 	stop := run(t, m)
 	defer func() { stop() }()
-	p.sql(t, `DELETE FROM mails WHERE id > 1000`, `DELETE FROM lost WHERE id + 0 = 7 AND v = 'v'`,
+	p.sql(t, `DELETE FROM mails WHERE id > 1000`, `DELETE FROM refs WHERE lost = 7`,
+		`DELETE FROM lost WHERE id + 0 = 7 AND v = 'v'`,
 		`UPDATE mails SET email = 'n' WHERE id = 5`,
 		`REINDEX INDEX lost_pkey`)
 	waitFor(t, "everything is built", func() bool {

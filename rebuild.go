@@ -68,6 +68,7 @@ func (x *indexer) setWaiting(ctx context.Context, err error) error {
 		}
 		reason := e.Err.Error()
 		if e.state() == "23505" && !strings.Contains(reason, duplicatesRemedy) {
+			reason, _, _ = strings.Cut(reason, duplicateDetail)
 			reason += duplicates(ctx, x.dst, e)
 		}
 		message := fmt.Sprintf("%s waits until the source's rows allow it: %s", e.Object, reason)
@@ -87,10 +88,24 @@ var duplicatedKey = regexp.MustCompile(`(?s)^Key \((.*?)\)=\(.*\) is duplicated`
 
 const duplicatesRemedy = " Delete all but one of each on the source, then REINDEX its index there."
 
+// duplicateDetail begins the part of an object's error that tells which key is there twice.
+const duplicateDetail = ": Key ("
+
+// withDuplicate is an object's error as the journal keeps it.
+func withDuplicate(err error) string {
+	if detail := pgDetail(err); sqlState(err) == "23505" && duplicatedKey.MatchString(detail) {
+		return err.Error() + ": " + detail
+	}
+	return err.Error()
+}
+
 // duplicates names the keys that rows of the target share.
 func duplicates(ctx context.Context, dst Target, e *ObjectError) string {
 	const most = 10
 	detail := pgDetail(e)
+	if _, recorded, ok := strings.Cut(e.Err.Error(), duplicateDetail); ok {
+		detail = strings.TrimPrefix(duplicateDetail, ": ") + recorded
+	}
 	m := duplicatedKey.FindStringSubmatch(detail)
 	relation, _, found := strings.Cut(e.Object.Name, " ")
 	_, on, ok := strings.Cut(e.Object.SQL, " ON ")

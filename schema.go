@@ -427,7 +427,7 @@ func createBatch(ctx context.Context, dst Target, log *slog.Logger, batch, all [
 				return err
 			}
 		default:
-			if err := dst.Journal().MarkObject(ctx, o.ID, ObjectFailed, err.Error()); err != nil {
+			if err := dst.Journal().MarkObject(ctx, o.ID, ObjectFailed, withDuplicate(err)); err != nil {
 				return err
 			}
 			failed = append(failed, &ObjectError{Object: o, Err: err})
