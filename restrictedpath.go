@@ -123,25 +123,28 @@ func (o SchemaObject) underPath(sql string) string {
 	case len(o.Functions) == 0:
 		return emptyPath + ";\n" + sql
 	}
-	return setFunctionPaths(o.Functions) + ";\n" + emptyPath + ";\n" + sql + ";\n" + resetFunctionPaths
+	// A function with a path is not inlined. One that is not IMMUTABLE by itself can be in an index or a generated
+	// column if it is inlined, so it stays as it is there.
+	immutable := !strings.HasPrefix(o.Type, "MATERIALIZED VIEW")
+	return setFunctionPaths(o.Functions, immutable) + ";\n" + emptyPath + ";\n" + sql + ";\n" + resetFunctionPaths
 }
 
 // setFunctionPaths gives the path to those that are there, are ours and have none; resetFunctionPaths takes it from
 // them. Which they were is
 // kept in a setting of the transaction: an object may be a function of the list.
-func setFunctionPaths(functions []string) string {
+func setFunctionPaths(functions []string, immutable bool) string {
 	return fmt.Sprintf(`DO $path$ DECLARE f text; path text := current_setting('heroku_migrator.search_path'); BEGIN
 		IF path IN ('', '""') THEN path := ''''''; END IF;
 		PERFORM set_config('heroku_migrator.functions', '', true);
 		FOR f IN SELECT p.oid::regprocedure::text FROM unnest(ARRAY[%s]) AS n(name)
 			JOIN pg_proc p ON p.oid = to_regprocedure(n.name)
-			WHERE pg_has_role(p.proowner, 'USAGE') AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS c
-				WHERE c LIKE 'search_path=%%') LOOP
+			WHERE pg_has_role(p.proowner, 'USAGE') AND (p.provolatile = 'i' OR NOT %t)
+			AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS c WHERE c LIKE 'search_path=%%') LOOP
 			EXECUTE format('ALTER FUNCTION %%s SET search_path = %%s', f, path);
 			PERFORM set_config('heroku_migrator.functions', concat(current_setting('heroku_migrator.functions'), f,
 				E'\n'), true);
 		END LOOP;
-	END $path$`, literals(functions))
+	END $path$`, literals(functions), immutable)
 }
 
 const resetFunctionPaths = `DO $path$ DECLARE f text; BEGIN

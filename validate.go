@@ -82,7 +82,7 @@ func validateGently(ctx context.Context, pool *pgxpool.Pool, change beginner, sq
 			defer close(watched)
 			yieldValidation(ctx, pool, tx.Conn().PgConn().PID(), ended)
 		}()
-		_, err := tx.Exec(ctx, sql)
+		_, err := tx.Exec(ctx, inPath(sql)) // it runs the application's functions
 		close(ended)
 		<-watched
 		if isBusy(ctx, err) {
